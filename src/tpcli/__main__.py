@@ -1,0 +1,5 @@
+"""``python -m tpcli``."""
+
+from tpcli.cli.app import main
+
+main()
