@@ -1,0 +1,111 @@
+"""The JSON schema, and what it says of each key in words."""
+
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tpcli import names
+from tpcli.recipe import spec
+from tpcli.recipe.positions import KeyPath, dotted
+from tpcli.recipe.schema import Recipe, Section
+
+COMMITTED = Path(__file__).parents[2] / "recipes" / "schema.json"
+
+
+def test_the_committed_schema_is_true() -> None:
+    """After a change of the models: tpcli recipe schema > recipes/schema.json"""
+    assert json.loads(COMMITTED.read_text(encoding="utf-8")) == spec.json_schema()
+
+
+def test_every_key_is_documented_and_none_takes_null() -> None:
+    for path, table in spec.tables():
+        for key, node in table["properties"].items():
+            documented = "description" in node or spec.table_of(node)
+            assert documented, dotted((*path, key))
+    assert "null" not in json.dumps(spec.json_schema())
+
+
+def test_the_schema_is_for_files_that_extend_others() -> None:
+    schema = spec.json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert "$id" not in schema
+    assert next(iter(schema["properties"])) == "extends"
+    assert schema["additionalProperties"] is False
+    assert not any("required" in table for table in (schema, *schema["$defs"].values()))
+    assert "required" in spec.spec()  # the copy that faults are read from keeps it
+
+
+def test_tables_are_those_of_the_models() -> None:
+    found = {dotted(path) for path, _ in spec.tables()}
+    assert found >= {"", "model", "model.scratch", "credit.schedule", "loss.clip_high", "warmup"}
+    assert "data.examples" not in found  # an array of tables
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (("optim", "lr"), "a number above 0"),
+        (("data", "held_out"), "a number above 0 and below 1"),
+        (("credit", "schedule", "end"), "a number from 0 to 1"),
+        (("credit", "schedule"), "a number or a table"),
+        (("credit", "schedule", "initial"), "a number"),
+        (("train", "seed"), "a whole number of at least 0"),
+        (("launch", "cpu"), "true or false"),
+        (("loss", "dual_clip"), "a number above 1 or false"),
+        (("model", "source"), "text of at least one character"),
+        (("model", "sha256"), "text that matches ^[0-9a-f]{64}$"),
+        (("model", "scratch"), "a table"),
+        (("data", "config"), "a table"),
+        (("data", "examples"), "an array of tables"),
+        (("data", "examples", 4, "question"), "text"),
+        (("model", "scratch", "pieces"), "an array of text"),
+        (("optim", "betas"), "an array of 2, each a number of at least 0 and below 1"),
+        (("optim", "betas", 0), "a number of at least 0 and below 1"),
+        (("launch", "mixed_precision"), 'one of "no", "bf16"'),
+        (("rollout", "engine"), '"transformers"'),
+    ],
+)
+def test_describe(path: KeyPath, words: str) -> None:
+    node = spec.find(path)
+    assert node is not None
+    assert spec.describe(node) == words
+
+
+@pytest.mark.parametrize("path", [("x",), ("optim", "x"), ("optim", "lr", "x"), ("data", 0)])
+def test_find_nothing(path: KeyPath) -> None:
+    assert spec.find(path) is None
+
+
+def test_choices_are_the_names() -> None:
+    node = spec.find(("credit", "allocation"))
+    assert node is not None
+    assert spec.choices(node) == list(typing.get_args(names.AllocationName))
+
+
+def test_homes() -> None:
+    assert spec.homes("lr", near=("train",), is_table=False) == [("warmup",), ("optim",)]
+    assert spec.homes("curve", near=("credit",), is_table=False) == [("credit", "schedule")]
+    assert spec.homes("schedule", near=(), is_table=True) == [("credit",)]
+    assert spec.homes("nonsense", near=(), is_table=False) == []
+
+
+def test_a_null_default_means_leave_out_and_any_other_means_false() -> None:
+    """``plain`` and the schema agree on which keys take false."""
+
+    def switches(model: type[Section], path: KeyPath = ()) -> set[str]:
+        found = set()
+        for key, field in model.model_fields.items():
+            here = (*path, key)
+            if type(None) in typing.get_args(field.annotation) and field.default is not None:
+                found.add(dotted(here))
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                found |= switches(field.annotation, here)
+        return found
+
+    assert switches(Recipe) == {"loss.dual_clip", "track.mlflow"}
+    for key in switches(Recipe):
+        node: Any = spec.find(tuple(key.split(".")))
+        assert {"const": False} in node["anyOf"]
