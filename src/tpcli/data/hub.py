@@ -1,0 +1,69 @@
+"""Questions from a data set on the Hugging Face hub."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tpcli.data.rows import Fields, Row, check_keys
+from tpcli.errors import OfflineError, TpcliError, UsageError
+
+
+def read_hub(
+    name: str, config: Mapping[str, Any], *, revision: str | None, fields: Fields
+) -> Iterator[Row]:
+    """The rows of one split of a hub set; code that ships with a set is never run.
+
+    Args:
+        name: "OWNER/NAME".
+        config: "name" of the configuration (optional) and "split" (default "train").
+        revision: branch, tag or commit.
+        fields: the columns to read.
+    """
+    import datasets
+
+    check_keys(config, ("name", "split"), "a hub set")
+    split = config.get("split", "train")
+    if not isinstance(split, str):
+        raise UsageError("[data.config].split is not text", hint='write split = "train"')
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(name, name=config.get("name"), split=split, revision=revision)
+    except Exception as error:  # the library raises a dozen unrelated types
+        raise _refusal(name, error) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    fields.check(table.column_names, f"hf:{name}")
+    for number, record in enumerate(table, start=1):
+        yield fields.row(record, f"hf:{name}, row {number} of {split}")
+
+
+def _refusal(name: str, error: Exception) -> TpcliError:
+    """One line for what went wrong between us and the hub."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if "gated" in said:
+        return UsageError(
+            f"the hub gives hf:{name} only to those whom its owner has let in",
+            hint="ask for access on the data set's page, then log in with `hf auth login` "
+            "or set HF_TOKEN",
+        )
+    if "scripts are no longer supported" in said:
+        return UsageError(
+            f"hf:{name} is built by a script, which tpcli does not run",
+            hint="choose a set, or a revision of it, that holds plain files",
+        )
+    if type(error).__name__ == "DatasetNotFoundError":
+        return UsageError(
+            said, hint="check [data].source and [data].revision; log in for a private set"
+        )
+    if isinstance(error, ConnectionError | TimeoutError) or "Connect" in type(error).__name__:
+        return OfflineError(
+            f"the hub cannot be reached, and hf:{name} is not in its cache",
+            hint="load it where there is a network and point HF_HOME at a copy of that cache, "
+            "or name a .jsonl or .parquet file in [data].source; "
+            "if HF_HUB_OFFLINE is set, unset it",
+        )
+    return UsageError(
+        f"hf:{name} cannot be loaded: {said[:300]}",
+        hint="check [data].source, [data.config].name and [data.config].split",
+    )

@@ -1,0 +1,1 @@
+"""Models: where weights come from, how rows are packed, what tokens score."""

@@ -1,0 +1,157 @@
+"""Log-probs, entropies and KL from hidden states, a chunk of tokens at a time.
+
+Letters: K scored tokens, D hidden size, V vocabulary, c tokens of a chunk. No function here holds
+more than two [c, V] tensors of a kind: memory is flat in K.
+
+    z = h W^T / temperature,  p = softmax(z)
+    logprob = z[target] - logsumexp(z)
+    H = -sum_v p_v log p_v                        (nats)
+    KL = sum_v p_v (log p_v - log q_v)            (nats, q the reference policy)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _ChunkedLogprob(torch.autograd.Function):
+    """logprob_K and entropy_K with [c, V] recomputed in the backward pass.
+
+    d logprob / d z = onehot(target) - p;  d H / d z = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_KD: Tensor,
+        weight_VD: Tensor,
+        target_K: Tensor,
+        temperature: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.dtype = _matmul_dtype(hidden_KD)
+        logprob_K, entropy_K = _score(hidden_KD, weight_VD, target_K, temperature, chunk, ctx.dtype)
+        ctx.save_for_backward(hidden_KD, weight_VD, target_K, entropy_K)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return logprob_K, entropy_K
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logprob_K, grad_entropy_K = grads
+        hidden_KD, weight_VD, target_K, entropy_K = ctx.saved_tensors
+        head_VD = weight_VD.to(ctx.dtype)
+        grad_hidden_KD = torch.empty_like(hidden_KD)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype))
+        with_entropy = bool(grad_entropy_K.any())
+        for here in _chunks(len(target_K), ctx.chunk):
+            hidden_cD = hidden_KD[here].to(ctx.dtype)
+            log_p_cV = _log_softmax(hidden_cD, head_VD, ctx.temperature)
+            grad_cV = log_p_cV.exp()
+            if with_entropy:
+                entropy_c1 = entropy_K[here, None]
+                entropic_cV = (log_p_cV + entropy_c1) * (-grad_entropy_K[here, None])
+                grad_cV *= entropic_cV - grad_logprob_K[here, None]
+            else:
+                grad_cV *= -grad_logprob_K[here, None]
+            grad_cV.scatter_add_(1, target_K[here, None], grad_logprob_K[here, None])
+            grad_cV = (grad_cV / ctx.temperature).to(ctx.dtype)
+            grad_hidden_KD[here] = (grad_cV @ head_VD).to(grad_hidden_KD.dtype)
+            grad_weight_VD += grad_cV.T @ hidden_cD
+        return grad_hidden_KD, grad_weight_VD.to(weight_VD.dtype), None, None, None
+
+
+def logprob_and_entropy(
+    hidden_KD: Tensor,
+    weight_VD: Tensor,
+    target_K: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Differentiable log-prob of each target and entropy of each distribution.
+
+    Args:
+        hidden_KD: the last layer's output at the predicting positions.
+        weight_VD: the output head, without bias.
+        target_K: int64 token ids.
+        temperature: > 0.
+        chunk: tokens whose logits exist at once.
+
+    Returns:
+        (logprob_K, entropy_K), nats, float32 (float64 for a float64 model).
+    """
+    scores = _ChunkedLogprob.apply(hidden_KD, weight_VD, target_K, temperature, chunk)  # type: ignore[no-untyped-call]
+    logprob_K, entropy_K = scores
+    return logprob_K, entropy_K
+
+
+@torch.no_grad()
+def kl_to_reference(
+    hidden_KD: Tensor,
+    weight_VD: Tensor,
+    ref_hidden_KD: Tensor,
+    ref_weight_VD: Tensor,
+    target_K: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 256,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Score tokens under the policy and measure the exact KL to a reference, without gradient.
+
+    The KL is summed over the whole vocabulary: no sampling noise beyond which tokens were visited.
+
+    Returns:
+        (logprob_K, entropy_K, kl_K, ref_logprob_K), nats, float32 (float64 for a float64 model).
+    """
+    dtype = _matmul_dtype(hidden_KD)
+    head_VD, ref_head_VD = weight_VD.to(dtype), ref_weight_VD.to(dtype)
+    out_4K = torch.empty(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
+    for here in _chunks(len(target_K), chunk):
+        log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
+        log_q_cV = _log_softmax(ref_hidden_KD[here].to(dtype), ref_head_VD, temperature)
+        target_c1 = target_K[here, None]
+        out_4K[0, here] = log_p_cV.gather(1, target_c1)[:, 0]
+        out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
+        p_cV = log_p_cV.exp()
+        out_4K[1, here] = -(p_cV * log_p_cV).sum(-1)
+        out_4K[2, here] = (p_cV * log_p_cV.sub_(log_q_cV)).sum(-1)
+    return out_4K[0], out_4K[1], out_4K[2], out_4K[3]
+
+
+def _score(
+    hidden_KD: Tensor,
+    weight_VD: Tensor,
+    target_K: Tensor,
+    temperature: float,
+    chunk: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    head_VD = weight_VD.to(dtype)
+    out_2K = torch.empty(2, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
+    for here in _chunks(len(target_K), chunk):
+        log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
+        out_2K[0, here] = log_p_cV.gather(1, target_K[here, None])[:, 0]
+        out_2K[1, here] = -(log_p_cV.exp() * log_p_cV).sum(-1)
+    return out_2K[0], out_2K[1]
+
+
+def _log_softmax(hidden_cD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+    logits_cV = hidden_cD @ head_VD.T
+    logits_cV = logits_cV.to(_wide(logits_cV.dtype))
+    return torch.log_softmax(logits_cV.div_(temperature), dim=-1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Softmax, sums and results are in float32, or in float64 where the model is."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """What a matrix product would be computed in here: autocast's type, or the tensor's own."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _chunks(total: int, size: int) -> list[slice]:
+    return [slice(at, min(at + size, total)) for at in range(0, total, size)]

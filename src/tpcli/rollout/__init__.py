@@ -1,0 +1,1 @@
+"""Responses: engines that continue prompts, and a fake one for tests."""

@@ -1,0 +1,36 @@
+"""What the trainer asks of whatever generates."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tpcli.types import Prompt, Rollout
+
+Progress = Callable[[int, int], None]
+"""Called with (responses finished, responses asked for) while an engine works."""
+
+
+class RolloutEngine(Protocol):
+    """Continues prompts under the weights last loaded."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        seed: int,
+        temperature: float,
+        max_new_tokens: int,
+        progress: Progress | None = None,
+    ) -> list[list[Rollout]]:
+        """One group a prompt, in order, each of exactly ``group_size`` responses.
+
+        Args:
+            seed: the same prompts, weights and seed give the same responses.
+            temperature: > 0; or 0 for the most likely token each time.
+            max_new_tokens: a response that reaches it without ending is unfinished.
+
+        Returns:
+            Rollouts whose ``logprobs_L`` are those of the distribution sampled from (of
+            temperature 1 where ``temperature`` is 0).
+        """
+        ...

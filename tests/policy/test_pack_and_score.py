@@ -1,0 +1,172 @@
+"""Packed rows, the chunked head and the exact KL against the plain, padded, full-logits form."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny import PAD, random_batch, tiny_llama
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from tpcli.errors import UsageError
+from tpcli.policy.model import Policy
+from tpcli.policy.pack import pack, plan_rows
+from tpcli.policy.score import kl_to_reference, logprob_and_entropy
+from tpcli.types import TokenBatch
+
+TEMPERATURE = 1.3
+
+
+def plain_scores(model: LlamaForCausalLM, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """One response at a time, full logits: the definition."""
+    logprob_BT = torch.zeros(batch.mask_BT.shape, dtype=model.dtype)
+    entropy_BT = torch.zeros(batch.mask_BT.shape, dtype=model.dtype)
+    for b, length in enumerate(batch.mask_BT.sum(-1).tolist()):
+        prompt = list(batch.prompts[b // batch.group_size].tokens)
+        response = batch.tokens_BT[b, :length]
+        ids = torch.cat([torch.tensor(prompt), response])[None]
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+        log_p = logits.log_softmax(-1)
+        logprob_BT[b, :length] = log_p.gather(1, response[:, None])[:, 0]
+        entropy_BT[b, :length] = -(log_p.exp() * log_p).sum(-1)
+    return logprob_BT, entropy_BT
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("share", "shared"), [(True, 0), (True, 9), (False, 9)])
+@pytest.mark.parametrize("budget", [1, 30, 10_000])
+def test_packed_gradient_equals_plain_gradient(
+    tied: bool, share: bool, shared: int, budget: int
+) -> None:
+    """Same log-probs, entropies and parameter gradients in float64, whatever the micro-batches."""
+    model = tiny_llama(tied=tied).double()
+    policy = Policy(model, head_chunk=3)
+    batch = random_batch([5, 1, 7, 2, 3, 6], [4, 9, 2], group_size=2, shared=shared)
+    generator = torch.Generator().manual_seed(1)
+    push_BT = torch.randn(batch.mask_BT.shape, generator=generator).double()
+    chosen_BT = batch.mask_BT & (torch.rand(batch.mask_BT.shape, generator=generator) > 0.3)
+
+    logprob_BT, entropy_BT = plain_scores(model, batch)
+    ((logprob_BT + 0.3 * entropy_BT) * push_BT * chosen_BT).sum().backward()  # type: ignore[no-untyped-call]
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    seen = torch.zeros_like(batch.mask_BT)
+    for rows in plan_rows(batch, range(6), budget=budget, share=share):
+        packed = pack(rows, batch, pad_id=PAD)
+        here = packed.responses_b
+        hidden_MD, got_bT, entropy_bT = policy(packed, chosen_BT[here], TEMPERATURE)
+        ((got_bT + 0.3 * entropy_bT) * push_BT[here]).sum().backward()
+        scores = policy.score(packed, hidden_MD, temperature=TEMPERATURE)
+        torch.testing.assert_close(scores.logprob_bT, logprob_BT[here].detach())
+        torch.testing.assert_close(scores.entropy_bT, entropy_BT[here].detach())
+        assert not seen[here].any()
+        seen[here] = True
+    assert seen.all()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        # RMSNorm computes in float32 inside transformers: that bounds the agreement.
+        gap = (parameter.grad - expected[name]).norm() / expected[name].norm()
+        assert gap < 1e-6, name
+
+
+@settings(max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=6, max_size=6),
+    budget=st.integers(1, 60),
+    responses=st.lists(st.booleans(), min_size=6, max_size=6),
+    shared=st.sampled_from([0, 9]),
+)
+def test_rows_hold_every_response_once_within_budget(
+    lengths: list[int], budget: int, responses: list[bool], shared: int
+) -> None:
+    batch = random_batch(lengths, [3, 5], group_size=3, shared=shared)
+    wanted = [i for i, yes in enumerate(responses) if yes]
+    batches = plan_rows(batch, wanted, budget=budget)
+    found = sorted(
+        i for rows in batches for row in rows for _, every in row.branches for i in every
+    )
+    assert found == wanted
+    for rows in batches:
+        size = len(rows) * max(row.tokens for row in rows)
+        assert size <= budget or (len(rows) == 1 and len(rows[0].branches) == 1)
+
+
+def test_worked_examples_stand_once_in_a_row() -> None:
+    """Two prompts of 9 + 3 and 9 + 5 tokens, three responses of 4 each: 9 + 3 + 5 + 6 * 3."""
+    batch = random_batch([4] * 6, [3, 5], group_size=3, shared=9)
+    ((row,),) = plan_rows(batch, range(6), budget=100)
+    assert (row.shared, row.tokens) == (9, 35)
+    apart = random_batch([4] * 6, [3, 5], group_size=3)
+    assert [r.tokens for rows in plan_rows(apart, range(6), budget=100) for r in rows] == [14, 12]
+
+
+def test_chunked_head_against_autograd() -> None:
+    """Value and both gradients, with entropy in the loss, chunks that do not divide K."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_KD = torch.randn(7, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight_VD = torch.randn(11, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    target_K = torch.randint(11, (7,), generator=generator)
+    log_p = (hidden_KD @ weight_VD.T / 0.7).log_softmax(-1)
+    plain = log_p.gather(1, target_K[:, None])[:, 0] - 2 * (log_p.exp() * log_p).sum(-1)
+    expected = torch.autograd.grad(plain.square().sum(), [hidden_KD, weight_VD])
+    for chunk in (1, 3, 100):
+        logprob_K, entropy_K = logprob_and_entropy(
+            hidden_KD, weight_VD, target_K, temperature=0.7, chunk=chunk
+        )
+        got = torch.autograd.grad(
+            (logprob_K + 2 * entropy_K).square().sum(), [hidden_KD, weight_VD]
+        )
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_kl_is_the_sum_over_the_vocabulary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, w, g, u = (torch.randn(n, 5, generator=generator) for n in (7, 11, 7, 11))
+    target_K = torch.randint(11, (7,), generator=generator)
+    p, q = (h @ w.T).softmax(-1), (g @ u.T).softmax(-1)
+    logprob_K, entropy_K, kl_K, ref_K = kl_to_reference(h, w, g, u, target_K, chunk=2)
+    torch.testing.assert_close(kl_K, (p * (p / q).log()).sum(-1))
+    torch.testing.assert_close(entropy_K, -(p * p.log()).sum(-1))
+    torch.testing.assert_close(logprob_K, p[range(7), target_K].log())
+    torch.testing.assert_close(ref_K, q[range(7), target_K].log())
+    same = kl_to_reference(h, w, h, w, target_K)[2]
+    assert same.abs().max() < 1e-6
+
+
+def test_a_head_with_soft_caps_is_refused() -> None:
+    model = tiny_llama()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UsageError, match="final_logit_softcapping"):
+        Policy(model)
+
+
+def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
+    """Each layer runs twice when learning, once when scoring, and the gradient is the same."""
+    batch = random_batch([5, 3], [4], group_size=2)
+    ((row,),) = plan_rows(batch, range(2), budget=100)
+    packed = pack([row], batch, pad_id=PAD)
+    gradients, calls = [], []
+    for recompute in (False, True):
+        model = tiny_llama()
+        if recompute:
+            enable: Any = model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        policy, runs = Policy(model), [0]
+        model.model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_, runs=runs: runs.__setitem__(0, runs[0] + 1)
+        )
+        policy(packed, packed.mask_bT)[1].sum().backward()
+        calls.append(runs[0])
+        with torch.no_grad():
+            policy.hidden(packed)
+        calls.append(runs[0])
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+        assert not model.training
+    assert calls == [1, 2, 2, 3]
+    torch.testing.assert_close(*gradients)

@@ -1,0 +1,72 @@
+"""A prepared folder appears whole, and is made once."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tpcli.errors import TpcliError
+from tpcli.policy.store import once
+
+
+def test_two_at_once_build_one(tmp_path: Path) -> None:
+    """The second waits, says so, and finds the folder whole."""
+    target, waiting = tmp_path / "deep" / "model", threading.Event()
+    built: list[str] = []
+
+    def slow(folder: Path) -> None:
+        (folder / "a").write_text("a")
+        assert waiting.wait(10)
+        (folder / "b").write_text("b")
+        built.append("first")
+
+    def report(what: str, done: float, total: float) -> None:
+        assert "waiting for another process" in what
+        waiting.set()
+
+    first = threading.Thread(target=once, args=(target, slow))
+    first.start()
+    while not target.with_name(".model.partial").exists():
+        pass
+    assert not target.exists()
+    once(target, lambda _: built.append("second"), report=report)
+    first.join()
+    assert built == ["first"]
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b"]
+
+
+def test_a_failed_build_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "a").write_text("half")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        once(tmp_path / "model", fail)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    once(tmp_path / "model", lambda folder: (folder / "b").touch())
+    assert (tmp_path / "model" / "b").exists()
+
+
+def test_what_a_killed_process_left_is_not_used(tmp_path: Path) -> None:
+    partial = tmp_path / ".model.partial"
+    partial.mkdir()
+    (partial / "half").touch()
+    once(tmp_path / "model", lambda folder: (folder / "whole").touch())
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["whole"]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(TpcliError, match=r"cannot write .*: No space left") as caught:
+        once(tmp_path / "model", full)
+    assert "TPCLI_CACHE" in caught.value.hint
+
+
+def test_other_failures_pass_through(tmp_path: Path) -> None:
+    def unreachable(folder: Path) -> None:
+        raise ConnectionError("not about the disk")
+
+    with pytest.raises(ConnectionError, match="not about the disk"):
+        once(tmp_path / "model", unreachable)

@@ -1,0 +1,119 @@
+"""The engine against transformers' own forward pass and the definition of sampling."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.tiny import EOS, PAD, VOCABULARY, prompt_of, tiny_llama
+
+from tpcli.rollout.engine import RolloutEngine
+from tpcli.rollout.transformers import TransformersEngine, inverse_cdf
+from tpcli.types import Prompt, Rollout
+
+PROMPTS = [prompt_of([5, 9, 3], "p"), prompt_of([7], "q"), prompt_of([2, 4, 8, 11, 30], "r")]
+
+
+HEAD = list(range(2, 22))
+SHARING = [prompt_of([*HEAD, 5, 9, 3], "a"), prompt_of([*HEAD, 7], "b")]
+
+
+def engine_of(max_rows: int = 256) -> TransformersEngine:
+    return TransformersEngine(tiny_llama(), eos_ids=[EOS], pad_id=PAD, max_rows=max_rows)
+
+
+def sample(
+    engine: RolloutEngine, prompts: list[Prompt] = PROMPTS, **changes: float
+) -> list[list[Rollout]]:
+    settings = {"group_size": 6, "seed": 3, "temperature": 1.2, "max_new_tokens": 40} | changes
+    return engine.sample(prompts, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, SHARING, SHARING[:1], [SHARING[0]] * 2])
+def test_logprobs_are_those_of_the_plain_forward_pass(prompts: list[Prompt]) -> None:
+    """Ragged prompts, a shared beginning, rows that left the batch: the model's own log-probs."""
+    groups = sample(engine_of(), prompts)
+    model = tiny_llama()
+    lengths = set()
+    for prompt, group in zip(prompts, groups, strict=True):
+        for rollout in group:
+            ids = torch.cat([torch.tensor(prompt.tokens), rollout.tokens_L])[None]
+            logits = model(input_ids=ids).logits[0, len(prompt.tokens) - 1 : -1] / 1.2
+            expected_L = logits.log_softmax(-1).gather(1, rollout.tokens_L[:, None])[:, 0]
+            torch.testing.assert_close(rollout.logprobs_L, expected_L, rtol=1e-4, atol=1e-5)
+            assert rollout.finished == (int(rollout.tokens_L[-1]) == EOS)
+            assert EOS not in rollout.tokens_L[:-1]
+            lengths.add(len(rollout.tokens_L))
+    assert len(lengths) > 3
+    assert max(lengths) <= 40
+
+
+def test_same_seed_same_responses_in_any_batch() -> None:
+    """The stream of a prompt does not depend on what it is decoded with."""
+    together = sample(engine_of())
+    waves = sample(engine_of(max_rows=6))
+    for a, b in zip(together, waves, strict=True):
+        assert [r.tokens_L.tolist() for r in a] == [r.tokens_L.tolist() for r in b]
+    backwards = sample(engine_of(), PROMPTS[::-1])[::-1]
+    assert [r.tokens_L.tolist() for r in backwards[0]] == [r.tokens_L.tolist() for r in together[0]]
+    other = sample(engine_of(), seed=4)
+    assert other[0][0].tokens_L.tolist() != together[0][0].tokens_L.tolist()
+
+
+def test_responses_of_a_group_differ() -> None:
+    """Also where one question is asked twice in a call."""
+    groups = sample(engine_of(), [PROMPTS[0], PROMPTS[0]])
+    assert len({tuple(r.tokens_L.tolist()) for group in groups for r in group}) == 12
+
+
+def test_greedy_is_generate() -> None:
+    model: Any = tiny_llama()
+    for prompt, group in zip(
+        PROMPTS, sample(engine_of(), temperature=0, group_size=1), strict=True
+    ):
+        expected = model.generate(
+            torch.tensor([prompt.tokens]),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+            use_cache=False,
+        )
+        assert group[0].tokens_L.tolist() == expected[0, len(prompt.tokens) :].tolist()
+
+
+def test_progress_reaches_the_total() -> None:
+    seen: list[tuple[int, int]] = []
+    engine_of(max_rows=6).sample(
+        PROMPTS,
+        group_size=6,
+        seed=0,
+        temperature=1.0,
+        max_new_tokens=8,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    counts = [done for done, _ in seen]
+    assert counts == sorted(counts)
+    assert all(total == 18 for _, total in seen)
+
+
+def test_inverse_cdf_draws_each_token_in_proportion() -> None:
+    """A fine grid of uniforms visits each token in proportion to its probability."""
+    probability_V = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    uniform_A = (torch.arange(10_000) + 0.5) / 10_000
+    token_A, logprob_A = inverse_cdf(probability_V.log().expand(10_000, -1), uniform_A, 1.0)
+    share_V = torch.bincount(token_A, minlength=4) / 10_000
+    torch.testing.assert_close(share_V, probability_V, rtol=0, atol=2e-4)
+    torch.testing.assert_close(logprob_A, probability_V.log()[token_A])
+
+
+@given(seed=st.integers(0, 2**20), uniform=st.sampled_from([0.0, 1e-9, 0.5, 1 - 2**-24]))
+def test_inverse_cdf_never_draws_the_impossible(seed: int, uniform: float) -> None:
+    """Also at the ends of the unit interval, with impossible tokens first and last."""
+    generator = torch.Generator().manual_seed(seed)
+    logits_AV = torch.randn(4, VOCABULARY, generator=generator) * 5
+    logits_AV[:, [0, 1, -2, -1]] = -torch.inf
+    token_A, logprob_A = inverse_cdf(logits_AV, torch.full((4,), uniform), 0.7)
+    assert torch.isfinite(logprob_A).all()
+    assert ((token_A > 1) & (token_A < VOCABULARY - 2)).all()
