@@ -1,0 +1,347 @@
+"""From a recipe to the parts of a run: the one place that knows both."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tpcli.credit import schedule
+from tpcli.data.prompts import PromptSet, build_prompts
+from tpcli.data.questions import data_hash, load_questions, split
+from tpcli.errors import UsageError
+from tpcli.optim.adamw import adamw, lr_at
+from tpcli.policy.load import load_model
+from tpcli.policy.model import Policy
+from tpcli.policy.source import resolve
+from tpcli.policy.store import cache_dir, once
+from tpcli.recipe.schema import Recipe, Scalar, Schedule
+from tpcli.reward.verify import check_answers
+from tpcli.rollout.transformers import TransformersEngine
+from tpcli.train.evaluate import HeldOut
+from tpcli.train.journal import Journal
+from tpcli.train.loop import Parts, Settings
+from tpcli.train.step import Knobs, Learner, Method
+from tpcli.train.warmup import save_aside, solutions_of, warm_up, warmup_key
+from tpcli.types import Question
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Prompts of both sides of the split, and what provenance says of them."""
+
+    train: PromptSet
+    held_out: PromptSet
+    facts: dict[str, Any]
+
+
+def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[Parts, Data]:
+    """Load, warm up and wire everything a run needs."""
+    with journal.phase("weights", 0):
+        folder = _weights(recipe, journal)
+        model, tokenizer = load_model(
+            folder,
+            dtype=recipe.model.dtype,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+    with journal.phase("data", 0):
+        data = build_data(recipe, tokenizer)
+    _check_context(recipe, model, data)
+    pad_id = _pad_id(tokenizer)
+    if recipe.warmup is not None:
+        with journal.phase("warmup", 0):
+            model.to(accelerator.device)
+            model = _warmed_up(recipe, model, tokenizer, data, pad_id, folder, journal)
+    if recipe.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    learner = _learner(recipe, accelerator, model, pad_id)
+    engine = TransformersEngine(
+        model,
+        eos_ids=_eos_ids(model, tokenizer),
+        pad_id=pad_id,
+        max_rows=recipe.rollout.max_rows,
+    )
+    parts = Parts(
+        accelerator=accelerator,
+        model=model,
+        tokenizer=tokenizer,
+        engine=engine,
+        learner=learner,
+        prompts=data.train.prompts,
+        held_out=_held_out(recipe, data),
+    )
+    return parts, data
+
+
+def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """Questions, split and tokenised."""
+    section = recipe.data
+    questions = load_questions(
+        section.source,
+        config=section.config,
+        revision=section.revision,
+        size=section.size,
+        seed=section.seed,
+        question_field=section.question_field,
+        answer_field=section.answer_field,
+        solution_field=section.solution_field,
+    )
+    check_answers(questions, kind=recipe.reward.kind)
+    sides = split(questions, section.held_out)
+
+    def prompts(side: Sequence[Question]) -> PromptSet:
+        return build_prompts(
+            side,
+            tokenizer,
+            system=section.system,
+            template=section.template,
+            examples=[(e.question, e.solution) for e in section.examples],
+            thinking=section.thinking,
+            max_prompt_tokens=section.max_prompt_tokens,
+        )
+
+    train, held_out = prompts(sides.train), prompts(sides.held_out)
+    facts = {
+        "source": section.source,
+        "generated": sides.generated,
+        "unique": len(sides.train) + len(sides.held_out),
+        "train": len(train.prompts),
+        "held_out": len(held_out.prompts),
+        "too_long": train.too_long + held_out.too_long,
+        "sha256": data_hash([*sides.train, *sides.held_out]),
+        "chat_template": train.template_hash,
+    }
+    return Data(train, held_out, facts)
+
+
+def settings(recipe: Recipe) -> Settings:
+    """The loop's settings."""
+    moving = {
+        key.rpartition(".")[2]: scalar
+        for key, scalar in recipe.scalars().items()
+        if key != "credit.schedule"
+    }
+    return Settings(
+        steps=recipe.train.steps,
+        horizon=recipe.horizon,
+        seed=recipe.train.seed,
+        prompts_per_step=recipe.rollout.prompts,
+        group_size=recipe.rollout.group_size,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        verifier=recipe.reward.kind,
+        advantage=recipe.credit.advantage,
+        eps=recipe.credit.eps,
+        save_every=recipe.train.save_every,
+        keep=recipe.train.keep,
+        responses_kept=recipe.track.responses,
+        with_kl=_needs_reference(recipe),
+        moving=tuple(name for name, scalar in moving.items() if isinstance(scalar, Schedule)),
+        knobs=lambda step: knobs_at(recipe, step),
+        progress=lambda step: _progress(recipe, step),
+    )
+
+
+def knobs_at(recipe: Recipe, step: int) -> Knobs:
+    """Every scheduled number at ``step``. Uniform credit has magnitude 0."""
+    value = {
+        key: value_at(scalar, step, recipe.horizon) for key, scalar in recipe.scalars().items()
+    }
+    uniform = recipe.credit.allocation == "uniform"
+    return Knobs(
+        temperature=value["rollout.temperature"],
+        magnitude=0.0 if uniform else value["credit.schedule"],
+        clip_low=value["loss.clip_low"],
+        clip_high=value["loss.clip_high"],
+        kl_coef=value["loss.kl_coef"],
+        entropy_coef=value["loss.entropy_coef"],
+        lr=lr_at(
+            step,
+            recipe.horizon,
+            peak=recipe.optim.lr,
+            warmup_steps=recipe.optim.warmup_steps,
+            schedule=recipe.optim.schedule,
+        ),
+    )
+
+
+def value_at(scalar: Scalar, step: int, horizon: int) -> float:
+    """A number, or what its schedule says at ``step``."""
+    if not isinstance(scalar, Schedule):
+        return scalar
+    return schedule.value(
+        step,
+        horizon,
+        curve=scalar.curve,
+        initial=scalar.initial,
+        final=scalar.final,
+        start=scalar.start,
+        end=scalar.end,
+        gamma=scalar.gamma,
+    )
+
+
+def _progress(recipe: Recipe, step: int) -> float:
+    moves = recipe.credit.schedule
+    if not isinstance(moves, Schedule) or moves.curve == "constant":
+        return 0.0
+    return schedule.progress(step, recipe.horizon, start=moves.start, end=moves.end)
+
+
+def _weights(recipe: Recipe, journal: Journal) -> Path:
+    section = recipe.model
+    return resolve(
+        section.source,
+        cache=cache_dir(),
+        revision=section.revision,
+        sha256=section.sha256,
+        trust_remote_code=section.trust_remote_code,
+        scratch=section.scratch.model_dump() if section.scratch else None,
+        report=lambda what, done, total: journal.advance(done, total, what),
+    )
+
+
+def _warmed_up(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    pad_id: int,
+    folder: Path,
+    journal: Journal,
+) -> PreTrainedModel:
+    warmup = recipe.warmup
+    assert warmup is not None
+
+    def make(aside: Path) -> None:
+        warm_up(
+            model,
+            data.train.prompts,
+            solutions_of(data.train.prompts, tokenizer),
+            **warmup.model_dump(),
+            micro_batch_tokens=recipe.train.micro_batch_tokens,
+            head_chunk=recipe.train.head_chunk,
+            pad_id=pad_id,
+            progress=journal.advance,
+        )
+        save_aside(model, tokenizer, aside)
+
+    key = warmup_key(
+        recipe.model.model_dump(mode="json"),
+        recipe.data.model_dump(mode="json"),
+        warmup.model_dump(mode="json"),
+        data.facts["sha256"],
+        [recipe.train.micro_batch_tokens, recipe.train.head_chunk],
+        [folder.name, model.device.type],
+    )
+    ready = once(
+        cache_dir() / "warmups" / key,
+        make,
+        report=lambda what, done, total: journal.advance(done, total, what),
+    )
+    # Read back also when just made: every run starts from the same bytes.
+    return load_model(
+        ready, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code
+    )[0]
+
+
+def _learner(
+    recipe: Recipe, accelerator: Accelerator, model: PreTrainedModel, pad_id: int
+) -> Learner:
+    reference = None
+    if _needs_reference(recipe):
+        reference = Policy(copy.deepcopy(model), head_chunk=recipe.train.head_chunk)
+        reference.requires_grad_(False).to(accelerator.device)
+    loss, credit = recipe.loss, recipe.credit
+    method = Method(
+        allocation=credit.allocation,
+        alpha=credit.entropy_advantage.alpha,
+        kappa=credit.entropy_advantage.kappa,
+        objective=loss.objective,
+        dual_clip=loss.dual_clip,
+        reduction=loss.reduction,
+        denominator=loss.denominator,
+        constant=loss.constant or float(recipe.rollout.max_new_tokens),
+        kl_estimator=loss.kl_estimator,
+        updates=recipe.train.updates,
+        max_grad_norm=recipe.optim.max_grad_norm,
+        micro_batch_tokens=recipe.train.micro_batch_tokens,
+    )
+    policy = Policy(model, head_chunk=recipe.train.head_chunk).to(accelerator.device)
+    optimizer = adamw(
+        policy.parameters(),
+        lr=recipe.optim.lr,
+        betas=recipe.optim.betas,
+        eps=recipe.optim.eps,
+        weight_decay=recipe.optim.weight_decay,
+    )
+    return Learner(accelerator, policy, optimizer, reference, method, pad_id=pad_id)
+
+
+def _needs_reference(recipe: Recipe) -> bool:
+    return recipe.track.kl or recipe.loss.kl_coef != 0
+
+
+def _held_out(recipe: Recipe, data: Data) -> HeldOut | None:
+    section = recipe.eval
+    if section.questions == 0:
+        return None
+    # By hash: the same questions whatever the order or the size of the data.
+    ordered = sorted(data.held_out.prompts, key=lambda prompt: prompt.question.id)
+    return HeldOut(
+        prompts=ordered[: section.questions],
+        samples=section.samples,
+        every=section.every,
+        temperature=section.temperature,
+        max_new_tokens=section.max_new_tokens or recipe.rollout.max_new_tokens,
+        seed=recipe.data.seed,
+    )
+
+
+def _check_context(recipe: Recipe, model: PreTrainedModel, data: Data) -> None:
+    """Refuse responses that would run past what the model's positions reach."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    prompts = [*data.train.prompts, *data.held_out.prompts]
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    wanted = max(recipe.rollout.max_new_tokens, recipe.eval.max_new_tokens or 0)
+    if isinstance(limit, int) and longest + wanted > limit:
+        raise UsageError(
+            f"prompts of {longest} and responses of {wanted} tokens exceed the model's {limit}",
+            hint="lower [rollout].max_new_tokens or [data].max_prompt_tokens",
+        )
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response: the tokenizer's and the generation config's."""
+    config = getattr(model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    ids = set(listed if isinstance(listed, list) else [listed]) | {tokenizer.eos_token_id}
+    found = sorted(i for i in ids if isinstance(i, int))
+    if not found:
+        raise UsageError(
+            "the model names no end-of-sequence token, so no response could end",
+            hint="set eos_token in its tokenizer_config.json",
+        )
+    return found
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A filler; masks come from lengths, so any id serves."""
+    pad = tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else 0
+
+
+def device_facts(accelerator: Accelerator) -> dict[str, Any]:
+    """What the run computes on, for provenance."""
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(accelerator.device) if cuda else "cpu",
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+    }

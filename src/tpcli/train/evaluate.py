@@ -1,0 +1,92 @@
+"""Held-out accuracy: the same questions at every evaluation, sampled and greedy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+
+from tpcli.names import VerifierName
+from tpcli.reward.verify import grade
+from tpcli.rollout.engine import RolloutEngine
+from tpcli.types import Prompt, Rollout, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What is asked, and how the answers are sampled."""
+
+    prompts: Sequence[Prompt]
+    samples: int
+    every: int
+    temperature: float | None
+    max_new_tokens: int
+    seed: int
+
+
+def grade_all(
+    groups: Sequence[Sequence[Rollout]],
+    prompts: Sequence[Prompt],
+    decode: Callable[[Rollout], str],
+    kind: VerifierName,
+) -> list[Verdict]:
+    """A verdict on every whole response, group by group."""
+    return [
+        grade(decode(rollout), prompt.question.answer, kind=kind, finished=rollout.finished)
+        for prompt, group in zip(prompts, groups, strict=True)
+        for rollout in group
+    ]
+
+
+def accuracy(
+    held_out: HeldOut,
+    engine: RolloutEngine,
+    decode: Callable[[Rollout], str],
+    kind: VerifierName,
+    accelerator: Accelerator,
+    *,
+    temperature: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """avg@samples and greedy accuracy over all processes, with truncation and no-answer rates.
+
+    The seed is the run's and does not change: two evaluations differ by the policy alone.
+    """
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    mine = list(held_out.prompts[rank::ranks])
+    work = len(mine) * (held_out.samples + 1)
+    counts = torch.zeros(5, dtype=torch.float64)  # sampled, greedy, truncated, no answer, asked
+    for greedy in (False, True):
+        done = len(mine) * held_out.samples if greedy else 0
+        groups = engine.sample(
+            mine,
+            group_size=1 if greedy else held_out.samples,
+            seed=held_out.seed,
+            temperature=0.0 if greedy else held_out.temperature or temperature,
+            max_new_tokens=held_out.max_new_tokens,
+            progress=partial(_count_on, progress, done, work) if progress else None,
+        )
+        verdicts = grade_all(groups, mine, decode, kind)
+        counts[int(greedy)] = sum(v.reward for v in verdicts)
+        if not greedy:
+            counts[2] = sum(v.status == "unfinished" for v in verdicts)
+            counts[3] = sum(v.status == "no_answer" for v in verdicts)
+    counts[4] = len(mine)
+    if ranks > 1:
+        counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
+    sampled, best, truncated, silent, asked = counts.tolist()
+    drawn = asked * held_out.samples
+    return {
+        "eval/sampled": sampled / drawn,
+        "eval/greedy": best / asked,
+        "eval/truncated": truncated / drawn,
+        "eval/no_answer": silent / drawn,
+        "eval/questions": asked,
+    }
+
+
+def _count_on(
+    progress: Callable[[int, int], None], before: int, total: int, finished: int, _asked: int
+) -> None:
+    progress(before + finished, total)

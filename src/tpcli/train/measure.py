@@ -1,0 +1,155 @@
+"""The numbers of one step, from this process's share to one line of metrics.
+
+Everything that adds up is kept as a sum until all processes have added theirs; ``largest`` holds
+what is a maximum instead.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tpcli.metrics.stats import STAGES, by_percentile, by_stage, groups_without_signal, mean_of
+from tpcli.names import VerdictStatus
+from tpcli.train.step import Knobs, Learned
+from tpcli.types import Rollout, StepStats, TokenBatch, Verdict
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums and maxima of one process, by name; values are vectors."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    largest: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, *values: float | Tensor) -> None:
+        """Numbers that add up over processes."""
+        self.sums[name] = torch.tensor([float(v) for v in values], dtype=torch.float64)
+
+    def most(self, name: str, value: float | Tensor) -> None:
+        """A number of which the largest counts."""
+        self.largest[name] = torch.tensor([float(value)], dtype=torch.float64)
+
+    def over(self, accelerator: Accelerator) -> "Tally":
+        """The tally of all processes; every process gets it."""
+        if accelerator.num_processes == 1:
+            return self
+        every = [*self.sums.values(), *self.largest.values()]
+        flat = torch.cat([v.flatten() for v in every]).to(accelerator.device)
+        ranks = accelerator.gather(flat[None]).cpu()
+        split = torch.split(ranks, [v.numel() for v in every], dim=1)
+        merged = Tally()
+        for (name, value), part in zip(self.sums.items(), split, strict=False):
+            merged.sums[name] = part.sum(0).view_as(value)
+        for name, part in zip(self.largest, split[len(self.sums) :], strict=True):
+            merged.largest[name] = part.max(0).values
+        return merged
+
+
+def tally(
+    batch: TokenBatch,
+    rollouts: Sequence[Rollout],
+    verdicts: Sequence[Verdict],
+    learned: Learned,
+) -> Tally:
+    """Count one process's share of a step."""
+    out, mask_BT = Tally(), batch.mask_BT
+    rewards, lengths = batch.reward_B.double(), mask_BT.sum(-1).double()
+    responses = len(rewards)
+    out.add("reward", rewards.sum(), rewards.square().sum(), responses)
+    quiet = groups_without_signal(batch.reward_B, group_size=batch.group_size)
+    out.add("quiet", quiet.sum(), len(quiet))
+    counts = Counter(v.status for v in verdicts)
+    out.add("verdict", *(counts[s] for s in get_args(VerdictStatus)))
+    out.add("length", lengths.sum(), sum(not r.finished for r in rollouts))
+    out.most("length", lengths.max())
+    gap_BT = (batch.rollout_logprob_BT - learned.logprob_BT).abs().double() * mask_BT
+    out.add("gap", gap_BT.sum())
+    out.most("gap", gap_BT.max())
+    credited_BT = (learned.weight_BT != 0) & mask_BT
+    out.add("credit", credited_BT.sum(), mask_BT.sum())
+    out.sums["credit/percentile"] = by_percentile(credited_BT.double(), mask_BT)
+    for name, value_BT in (("entropy", learned.entropy_BT), ("kl", learned.kl_BT)):
+        out.sums[f"{name}/stage"] = by_stage(value_BT, mask_BT)
+        out.sums[f"{name}/percentile"] = by_percentile(value_BT, mask_BT)
+    out.add("loss", *(learned.sums.get(k, 0.0) for k in _LOSS_SUMS))
+    # Every process computed its own part of the scale against global totals: parts add up.
+    out.add("scale", learned.sums.get("gradient_scale", 0.0))
+    return out
+
+
+_LOSS_SUMS = (
+    "loss",
+    "kl_loss",
+    "entropy_bonus",
+    "clip_low",
+    "clip_high",
+    "clip_dual",
+    "ppo_kl",
+    "learning_tokens",
+)
+
+
+def finish(
+    step: int,
+    total: Tally,
+    knobs: Knobs,
+    *,
+    progress: float,
+    updates: int,
+    grad_norm: float,
+    with_kl: bool,
+    moving: Sequence[str],
+) -> StepStats:
+    """Means, shares and spreads from the tally of all processes.
+
+    Args:
+        moving: knobs that the recipe schedules; each is logged beside the magnitude.
+    """
+    sums = {name: value.tolist() for name, value in total.sums.items()}
+    rewards, squares, responses = sums["reward"]
+    mean = rewards / responses
+    variance = max(squares / responses - mean * mean, 0.0) * responses / max(responses - 1, 1)
+    tokens = sums["credit"][1]
+    loss = dict(zip(_LOSS_SUMS, sums["loss"], strict=True))
+    # Clipping can only touch tokens that learn; shares are of all credited tokens.
+    credited = max(sums["credit"][0], 1.0)
+    scalars = {
+        "reward/mean": mean,
+        "reward/std": variance**0.5,
+        "reward/groups_without_signal": sums["quiet"][0] / sums["quiet"][1],
+        **{
+            f"verdict/{status}": count / responses
+            for status, count in zip(get_args(VerdictStatus), sums["verdict"], strict=True)
+        },
+        "length/mean": sums["length"][0] / responses,
+        "length/max": float(total.largest["length"]),
+        "length/truncated": sums["length"][1] / responses,
+        "schedule/progress": progress,
+        "schedule/magnitude": knobs.magnitude,
+        **{f"schedule/{name}": float(getattr(knobs, name)) for name in moving},
+        "credit/tokens": sums["credit"][0],
+        "credit/share": sums["credit"][0] / max(tokens, 1.0),
+        "credit/gradient_scale": sums["scale"][0] / updates,
+        "loss/total": loss["loss"] / updates,
+        **{f"loss/{k}": loss[k] / credited for k in ("clip_low", "clip_high", "clip_dual")},
+        "loss/ppo_kl": loss["ppo_kl"] / max(loss["learning_tokens"], 1.0),
+        "loss/kl": loss["kl_loss"] / updates,
+        "loss/entropy_bonus": loss["entropy_bonus"] / updates,
+        "optim/grad_norm": grad_norm,
+        "optim/lr": knobs.lr,
+        "gap/mean": sums["gap"][0] / max(tokens, 1.0),
+        "gap/max": float(total.largest["gap"]),
+    }
+    percentiles = {"credit/percentile": mean_of(total.sums["credit/percentile"])}
+    for name in ("entropy", "kl") if with_kl else ("entropy",):
+        stages = mean_of(total.sums[f"{name}/stage"])
+        for stage, value in zip(("all", *STAGES), stages, strict=True):
+            if value is not None:
+                scalars[f"{name}/{stage}"] = value
+        percentiles[f"{name}/percentile"] = mean_of(total.sums[f"{name}/percentile"])
+    return StepStats(step, scalars, percentiles)

@@ -1,0 +1,187 @@
+"""One update against its plain form, and the same for every way of cutting it up."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import tiny_llama
+from tests.train.parts import KNOBS, METHOD, distance, learner, step_batch, step_taken, weights
+from torch import Tensor
+
+from tpcli.errors import RunFailedError
+from tpcli.policy.score import logprob_and_entropy
+from tpcli.train.step import Knobs
+
+REDUCTIONS: list[dict[str, Any]] = [
+    {"reduction": "token-mean", "denominator": "selected"},
+    {"reduction": "token-mean", "denominator": "all"},
+    {"reduction": "token-mean", "denominator": "constant"},
+    {"reduction": "seq-mean-token-sum"},
+    {"reduction": "seq-mean-token-mean", "denominator": "selected"},
+    {"reduction": "seq-mean-token-mean", "denominator": "all"},
+    {"reduction": "seq-mean-token-sum-norm"},
+]
+
+
+def one_step(knobs: Knobs = KNOBS, **changes: Any) -> Tensor:
+    made, model = learner(**changes)
+    before = weights(model)
+    made.update(step_batch(), knobs)
+    return step_taken(before, model)
+
+
+def plain_gradient(start: float) -> Tensor:
+    """Policy gradient of the credited suffixes, token-mean, full logits, one response at a time."""
+    model, batch = tiny_llama(), step_batch()
+    total, tokens = torch.zeros(()), 0
+    for b, length in enumerate(batch.mask_BT.sum(-1).tolist()):
+        prompt = list(batch.prompts[b // 2].tokens)
+        response = batch.tokens_BT[b, :length]
+        ids = torch.cat([torch.tensor(prompt), response])[None]
+        log_p = (model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / 1.3).log_softmax(-1)
+        chosen = log_p.gather(1, response[:, None])[:, 0]
+        first = min(int(length * start), length - 1)
+        # On policy the ratio is 1: its gradient is the log-prob's.
+        total = total - (batch.advantage_B[b] * chosen[first:]).sum()
+        tokens += length - first
+    (total / tokens).backward()  # type: ignore[no-untyped-call]
+    grads = [p.grad for p in model.parameters()]
+    return torch.cat([g.flatten() for g in grads if g is not None])
+
+
+def test_update_is_the_plain_policy_gradient() -> None:
+    """The group without signal counts in the denominator and adds no gradient."""
+    assert distance(one_step(), plain_gradient(0.4)) < 1e-5
+
+
+@pytest.mark.parametrize("changes", REDUCTIONS, ids=lambda c: "-".join(c.values()))
+@pytest.mark.parametrize("allocation", ["uniform", "trajectory_percentile", "forking_tokens"])
+def test_micro_batches_do_not_change_the_step(changes: dict[str, Any], allocation: str) -> None:
+    whole = one_step(allocation=allocation, **changes)
+    assert whole.norm() > 0
+    pieces = one_step(allocation=allocation, micro_batch_tokens=12, **changes)
+    assert distance(pieces, whole) < 1e-5
+
+
+@pytest.mark.parametrize("objective", ["ppo_clip", "gspo"])
+def test_objectives_agree_on_policy(objective: str) -> None:
+    """At ratio 1 nothing is clipped: both are the policy gradient."""
+    step = one_step(objective=objective, dual_clip=None)
+    assert distance(step, plain_gradient(0.4)) < 1e-5
+
+
+def test_two_updates_are_two_steps_with_ratios() -> None:
+    made, _ = learner(updates=2)
+    learned = made.update(step_batch(), replace(KNOBS, lr=5.0))
+    # The second half is scored by the policy before the first step and learned from after it.
+    assert abs(learned.sums["ppo_kl"]) > 1e-4
+    once, _ = learner()
+    assert abs(once.update(step_batch(), KNOBS).sums["ppo_kl"]) < 1e-6
+
+
+def test_entropy_advantage_needs_and_gets_a_scoring_pass() -> None:
+    made, _ = learner(allocation="entropy_advantage")
+    batch = step_batch()
+    learned = made.update(batch, replace(KNOBS, magnitude=1.0))
+    bonus_BT = learned.advantage_BT - batch.advantage_B[:, None]
+    learning = batch.mask_BT & (batch.advantage_B != 0)[:, None]
+    assert (bonus_BT[learning] > 0).all()
+    assert (learned.entropy_BT[batch.mask_BT] > 0).all()
+
+
+@pytest.mark.parametrize("coefficient", ["kl_coef", "entropy_coef"])
+def test_penalties_reach_groups_without_signal(coefficient: str) -> None:
+    """With every advantage 0 only the penalty moves the weights, and only where it is on."""
+    quiet = replace(step_batch(), advantage_B=torch.zeros(8))
+    for value in (0.0, 0.5):
+        made, model = learner(reference=True)
+        before = weights(model)
+        made.update(quiet, replace(KNOBS, **{coefficient: value}))
+        assert (step_taken(before, model).norm() > 0) == (value > 0)
+
+
+def test_kl_to_another_policy_is_positive_and_to_itself_zero() -> None:
+    made, _ = learner(reference=True)
+    learned = made.update(step_batch(), KNOBS)
+    mask_BT = step_batch().mask_BT
+    assert (learned.kl_BT[mask_BT] > 0).all()
+    assert (learned.kl_BT[~mask_BT] == 0).all()
+    alone, _ = learner()
+    assert (alone.update(step_batch(), KNOBS).kl_BT == 0).all()
+
+
+def test_every_response_is_scored_once() -> None:
+    """Also those that teach nothing: entropy is of all response tokens."""
+    made, _ = learner()
+    learned = made.update(step_batch(), KNOBS)
+    mask_BT = step_batch().mask_BT
+    assert (learned.entropy_BT[mask_BT] > 0).all()
+    assert (learned.logprob_BT[mask_BT] < 0).all()
+    assert (learned.entropy_BT[~mask_BT] == 0).all()
+
+
+def test_gradient_norm_is_clipped() -> None:
+    free = one_step()
+    clipped = one_step(max_grad_norm=0.01)
+    assert math.isclose(clipped.norm(), 0.01, rel_tol=1e-3)
+    assert torch.nn.functional.cosine_similarity(clipped, free, dim=0) > 0.9999
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights() -> None:
+    made, model = learner()
+    before = weights(model)
+    broken = replace(step_batch(), advantage_B=torch.full((8,), math.inf))
+    with pytest.raises(RunFailedError, match="not finite"):
+        made.update(broken, KNOBS)
+    assert step_taken(before, model).abs().max() == 0
+
+
+def test_head_sees_selected_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the loss is concerned: the learning pass scores no token without credit."""
+    from tpcli.policy import model as policy_model
+
+    seen: list[int] = []
+    real = logprob_and_entropy
+
+    def spy(hidden_KD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if hidden_KD.requires_grad:
+            seen.append(len(hidden_KD))
+        return real(hidden_KD, *args, **kwargs)
+
+    monkeypatch.setattr(policy_model, "logprob_and_entropy", spy)
+    made, _ = learner()
+    learned = made.update(step_batch(), KNOBS)
+    credited_B = (learned.weight_BT != 0).sum(-1)
+    credited_B[2:4] = 0  # no signal
+    assert sum(seen) == int(credited_B.sum())
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+    """Unequal lengths, unequal numbers of micro-batches, every reduction."""
+    script = Path(__file__).with_name("two_processes.py")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+            *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
+            *(str(script), str(tmp_path)),
+        ],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=240,
+    )
+    steps = torch.load(tmp_path / "steps.pt", weights_only=True)
+    assert len(steps) == len(REDUCTIONS)
+    for changes, step in zip(REDUCTIONS, steps, strict=True):
+        assert distance(step, one_step(**changes)) < 1e-5, changes
+
+
+def test_method_is_the_recipe_default() -> None:
+    """The plain form above is that of the defaults; a new default must be looked at here."""
+    assert (METHOD.reduction, METHOD.denominator) == ("token-mean", "selected")
