@@ -1,0 +1,86 @@
+"""From a run's folder to its row: pure reading."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+from tpcli.names import RunStatus
+from tpcli.registry import folder
+from tpcli.registry.models import RunRow
+
+HISTORY = 24
+"""Values kept of the reward's course."""
+
+
+def row_of(run_dir: Path) -> RunRow:
+    """Read the folder. OSError or ValueError (KeyError, TypeError) where it is incomplete."""
+    run = folder.read_json(run_dir / folder.RUN)
+    if run["id"] != run_dir.name:
+        raise ValueError(f"holds run {run['id']}; a run's folder carries its id as its name")
+    lines = folder.read_metrics(run_dir)
+    start, end = _window(run_dir)
+    return RunRow(
+        **{k: str(run[k]) for k in ("id", "name", "fingerprint", "recipe", "model")},
+        **{k: str(run[k]) for k in ("allocation", "curve", "code")},
+        **{k: str(run.get(k) or "") for k in ("note", "git")},
+        **{k: int(run[k]) for k in ("seed", "steps", "horizon")},
+        created=float(run["created"]),
+        tags=[str(tag) for tag in run.get("tags") or ()],
+        window_start=start,
+        window_end=end,
+        **_state(run_dir),
+        **_numbers(lines),
+    )
+
+
+def _state(run_dir: Path) -> dict[str, Any]:
+    """state.json's columns; a run whose state was never written is "created"."""
+    try:
+        state = folder.read_json(run_dir / folder.STATE)
+    except FileNotFoundError:
+        return {"status": "created"}
+    if state["status"] not in get_args(RunStatus):
+        raise ValueError(f"{folder.STATE}: unknown status {state['status']!r}")
+    optional = ("pid", "pid_started", "host", "heartbeat", "finished", "exit_code", "error", "hint")
+    return {"status": state["status"], **{key: state.get(key) for key in optional}}
+
+
+def _window(run_dir: Path) -> tuple[float | None, float | None]:
+    """The credit schedule's window, where there is one."""
+    try:
+        text = (run_dir / folder.RESOLVED).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None, None
+    schedule = tomllib.loads(text).get("credit", {}).get("schedule")
+    if not isinstance(schedule, dict):
+        return None, None
+    return schedule.get("start"), schedule.get("end")
+
+
+def _numbers(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    columns: dict[str, Any] = {"step": int(lines[-1]["step"]) if lines else 0}
+    for column, key in (
+        ("reward", "reward/mean"),
+        ("entropy", "entropy/all"),
+        ("sampled", "eval/sampled"),
+        ("greedy", "eval/greedy"),
+    ):
+        found = [line.get(key) for line in lines]
+        values = [value for value in found if value is not None and math.isfinite(value)]
+        columns[f"{column}_first"] = values[0] if values else None
+        columns[f"{column}_last"] = values[-1] if values else None
+        if column == "reward":
+            columns["reward_history"] = averaged(values, HISTORY)
+    return columns
+
+
+def averaged(values: Sequence[float], count: int) -> list[float]:
+    """``values`` cut into at most ``count`` stretches of near-equal length, the mean of each."""
+    count = min(count, len(values))
+    edges = [len(values) * i // count for i in range(count + 1)] if count else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]

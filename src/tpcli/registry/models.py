@@ -1,0 +1,67 @@
+"""The registry's tables as SQLAlchemy sees them. ``migrations`` must build exactly these."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, Float, Index, Integer, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Python's types as SQLite stores them."""
+
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it from the class)
+        str: Text,
+        int: Integer,
+        float: Float,
+        list[str]: JSON,
+        list[float]: JSON,
+    }
+
+
+class RunRow(Base):
+    """One run folder: who it is, how it stands, and the numbers that a list of runs shows."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created: Mapped[float]
+    fingerprint: Mapped[str]
+    seed: Mapped[int]
+    recipe: Mapped[str]
+    model: Mapped[str]
+    allocation: Mapped[str]
+    curve: Mapped[str]
+    window_start: Mapped[float | None]
+    window_end: Mapped[float | None]
+    steps: Mapped[int]
+    horizon: Mapped[int]
+    tags: Mapped[list[str]]
+    note: Mapped[str]
+    code: Mapped[str]
+    git: Mapped[str]
+    status: Mapped[str]
+    pid: Mapped[int | None]
+    pid_started: Mapped[float | None]
+    host: Mapped[str | None]
+    heartbeat: Mapped[float | None]
+    finished: Mapped[float | None]
+    exit_code: Mapped[int | None]
+    error: Mapped[str | None]
+    hint: Mapped[str | None]
+    step: Mapped[int]
+    reward_first: Mapped[float | None]
+    reward_last: Mapped[float | None]
+    entropy_first: Mapped[float | None]
+    entropy_last: Mapped[float | None]
+    sampled_first: Mapped[float | None]
+    sampled_last: Mapped[float | None]
+    greedy_first: Mapped[float | None]
+    greedy_last: Mapped[float | None]
+    reward_history: Mapped[list[float]]
+
+    __table_args__ = (
+        Index("runs_by_name", "name"),
+        Index("runs_by_created", "created"),
+        Index("runs_by_fingerprint", "fingerprint"),
+    )

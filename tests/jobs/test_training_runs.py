@@ -1,0 +1,306 @@
+"""Whole runs, as typed: trained, killed, stopped, resumed, on two processes, without MLflow."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = f"""
+extends = "{RECIPES / "tiny.toml"}"
+[data]
+config = {{ min_terms = 2, max_terms = 2, max_first = 20, max_operand = 9 }}
+held_out = 0.2
+[warmup]
+steps = 150
+batch_size = 32
+[rollout]
+prompts = 4
+group_size = 4
+max_new_tokens = 40
+[credit.schedule]
+end = 0.8
+[optim]
+lr = 5e-5
+[train]
+steps = 6
+save_every = 2
+[eval]
+questions = 8
+samples = 2
+every = 3
+"""
+NOT_REPEATABLE = ("time", "speed/", "memory/")
+
+
+class Bench:
+    """A newcomer's folder with one recipe, and the command line in it."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "TPCLI_CACHE": str(cache),
+            "TPCLI_RUNS": str(folder / "runs"),
+            "OMP_NUM_THREADS": "1",
+            "NO_COLOR": "1",
+        }
+        (folder / "small.toml").write_text(SMALL)
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tpcli", *args],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def type(self, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        process = self.start(*args)
+        out, err = process.communicate(timeout=240)
+        log = "".join(p.read_text() for p in self.folder.glob("runs/*/log.txt"))
+        assert process.returncode == code, f"{out}\n{err}\n{log[-3000:]}"
+        return subprocess.CompletedProcess(args, code, out, err)
+
+    @property
+    def run(self) -> Path:
+        (found,) = self.folder.glob("runs/*/run.json")
+        return found.parent
+
+    def until_step(self, step: int) -> None:
+        """Wait for the metrics of ``step``."""
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            if any(line["step"] >= step for path in self.runs() for line in metrics(path)):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"step {step} never came")
+
+    def runs(self) -> list[Path]:
+        return [p.parent for p in self.folder.glob("runs/*/run.json")]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole]
+
+
+def repeatable(run: Path) -> list[dict[str, Any]]:
+    """Everything but clocks and memory."""
+    return [
+        {k: v for k, v in line.items() if not k.startswith(NOT_REPEATABLE)} for line in metrics(run)
+    ]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Bench:
+    """A run that nothing disturbed."""
+    bench = Bench(tmp_path_factory.mktemp("done"), cache)
+    bench.type("train", "small.toml", "--tag", "quiet")
+    return bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path, cache: Path, done: Bench) -> Bench:
+    """A fresh folder; the warm-up of ``done`` is in the cache."""
+    return Bench(tmp_path, cache)
+
+
+def test_a_run_leaves_everything_behind(done: Bench) -> None:
+    run = done.run
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(7))
+    assert {"eval/sampled", "eval/greedy"} <= lines[0].keys() & lines[3].keys() & lines[6].keys()
+    last = lines[-1]
+    assert len(last["entropy/percentile"]) == len(last["kl/percentile"]) == 20
+    assert last["gap/max"] < 1e-3
+    # It learned something, or the comparisons below would hold for a run that does nothing.
+    assert any(line["optim/grad_norm"] > 0 for line in lines[1:])
+    assert last["kl/all"] > 0
+    assert last["memory/peak_gb"] > 0
+    assert last["schedule/magnitude"] == 0
+    assert lines[1]["credit/share"] < 0.5
+    assert lines[1]["credit/gradient_scale"] == pytest.approx(1 / lines[1]["credit/share"])
+    assert sum(v for k, v in last.items() if k.startswith("verdict/")) == pytest.approx(1)
+    spent = sum(v for k, v in last.items() if k.startswith("time/") and k != "time/step")
+    assert spent == pytest.approx(last["time/step"], rel=0.01)
+    told = json.loads((run / "responses.jsonl").read_text().splitlines()[0])
+    assert (
+        len(told["tokens"]) == len(told["logprob"]) == len(told["entropy"]) == len(told["weight"])
+    )
+    facts = json.loads((run / "provenance.json").read_text())
+    assert facts["data"]["unique"] == facts["data"]["train"] + facts["data"]["held_out"]
+    assert (run / "recipe.toml").read_text() == SMALL
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    assert (run / "figures" / "training.png").stat().st_size > 10_000
+
+
+def test_registry_and_mlflow_hold_the_run(done: Bench) -> None:
+    import mlflow
+
+    listed = json.loads(done.type("runs", "--json").stdout)
+    (row,) = listed if isinstance(listed, list) else listed["runs"]
+    assert (row["status"], row["step"], list(row["tags"])) == ("finished", 6, ["quiet"])
+    store = f"sqlite:///{done.folder / 'runs' / 'mlflow.db'}"
+    client = mlflow.MlflowClient(store)
+    linked = json.loads((done.run / "mlflow.json").read_text())
+    history = client.get_metric_history(linked["run_id"], "reward/mean")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
+    names = {a.path for a in client.list_artifacts(linked["run_id"])}
+    assert {"recipe.toml", "resolved.toml", "figures"} <= names
+    assert client.get_run(linked["run_id"]).info.status == "FINISHED"
+
+
+def test_the_registry_is_rebuilt_from_the_folders(done: Bench) -> None:
+    before = json.loads(done.type("runs", "--json").stdout)
+    for path in (done.folder / "runs").glob("registry.db*"):
+        path.unlink()
+    done.type("db", "rebuild")
+    assert json.loads(done.type("runs", "--json").stdout) == before
+
+
+def test_the_same_again_is_already_done(done: Bench) -> None:
+    told = done.type("train", "small.toml")
+    assert done.run.name in told.stdout
+    assert "already done" in told.stdout
+    assert len(done.runs()) == 1
+
+
+def test_kill_9_and_resume_repeats_every_bit(bench: Bench, done: Bench) -> None:
+    """Everything is killed between two checkpoints; only whole steps count."""
+    process = bench.start("train", "small.toml")
+    bench.until_step(3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert "dead" in bench.type("runs", "--json").stdout
+    bench.type("resume", bench.run.name)
+    assert repeatable(bench.run) == repeatable(done.run)
+    assert len(repeatable(bench.run)) == 7
+
+
+def test_a_killed_worker_is_reported_and_resumes(bench: Bench, done: Bench) -> None:
+    """The training process dies alone, before the first checkpoint."""
+    process = bench.start("train", "small.toml")
+    bench.until_step(1)
+    subprocess.run(["pkill", "-9", "-f", f"tpcli.train.worker {bench.run.resolve()}"], check=True)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 4, out + err
+    assert f"tpcli resume {bench.run.name}" in out
+    bench.type("resume", bench.run.name)
+    assert repeatable(bench.run) == repeatable(done.run)
+
+
+def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(bench: Bench, done: Bench) -> None:
+    process = bench.start("train", "small.toml")
+    bench.until_step(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert f"tpcli resume {bench.run.name}" in out
+    reached = metrics(bench.run)[-1]["step"]
+    assert reached < 6
+    assert (bench.run / "checkpoints" / f"step-{reached:06d}").is_dir()
+    bench.type("train", "small.toml", "--resume")
+    assert repeatable(bench.run) == repeatable(done.run)
+
+
+def test_ctrl_c_twice_stops_now(bench: Bench) -> None:
+    process = bench.start("train", "small.toml", "--set", "train.steps=500")
+    bench.until_step(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    left = subprocess.run(["pgrep", "-f", f"worker {bench.run}"], capture_output=True, check=False)
+    assert left.stdout == b""
+
+
+def test_without_mlflow_the_run_goes_on_and_the_gap_is_filled(bench: Bench, done: Bench) -> None:
+    """A folder stands where MLflow's database should be."""
+    import mlflow
+
+    store = bench.folder / "runs" / "mlflow.db"
+    store.mkdir(parents=True)
+    told = bench.type("train", "small.toml")
+    assert "MLflow" in told.stdout + told.stderr
+    assert repeatable(bench.run) == repeatable(done.run)
+    store.rmdir()
+    bench.type("db", "sync-mlflow")
+    linked = json.loads((bench.run / "mlflow.json").read_text())
+    history = mlflow.MlflowClient(f"sqlite:///{store}").get_metric_history(
+        linked["run_id"], "reward/mean"
+    )
+    assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_schedule_does_not_move_unnamed(bench: Bench, done: Bench) -> None:
+    shutil.copytree(done.run, bench.folder / "runs" / done.run.name)
+    told = bench.type("resume", bench.run.name, "--steps", "8", code=2)
+    assert "--horizon 8" in told.stderr
+    assert len(metrics(bench.run)) == 7
+    bench.type("resume", bench.run.name, "--steps", "8", "--horizon", "8")
+    lines = metrics(bench.run)
+    assert [line["step"] for line in lines] == list(range(9))
+    # int(8 * .8) = 6: the window closed at step 6 of the new horizon too.
+    assert lines[-1]["schedule/magnitude"] == 0
+
+
+def test_other_questions_are_refused_and_so_is_a_step_back(bench: Bench, done: Bench) -> None:
+    shutil.copytree(done.run, bench.folder / "runs" / done.run.name)
+    told = bench.type("resume", bench.run.name, "--steps", "4", code=2)
+    assert "6 of 4 steps" in told.stderr
+    resolved = bench.run / "resolved.toml"
+    resolved.write_text(resolved.read_text().replace("max_operand = 9", "max_operand = 8"))
+    told = bench.type("resume", bench.run.name, *("--steps", "8", "--horizon", "8"), code=2)
+    assert "not those the run was started with" in told.stdout + told.stderr
+    assert len(metrics(bench.run)) == 7
+
+
+def test_two_processes_train_together(bench: Bench) -> None:
+    bench.type("train", "small.toml", *("--set", "launch.processes=2", "--set", "launch.cpu=true"))
+    lines = metrics(bench.run)
+    assert [line["step"] for line in lines] == list(range(7))
+    assert lines[0]["eval/questions"] == 8
+    facts = json.loads((bench.run / "provenance.json").read_text())
+    assert facts["compute"]["processes"] == 2
+
+
+def test_several_updates_on_scored_entropy(bench: Bench) -> None:
+    """Two updates a step, forking tokens, KL and entropy in the loss: every path of the step."""
+    bench.type(
+        "train",
+        "small.toml",
+        *("--set", "train.updates=2", "--set", 'credit.allocation="forking_tokens"'),
+        *("--set", "loss.kl_coef=0.01", "--set", "loss.entropy_coef={initial=0.01, final=0.0}"),
+    )
+    first, *_, last = metrics(bench.run)[1:]
+    assert first["loss/entropy_bonus"] > 0
+    assert first["schedule/entropy_coef"] > last["schedule/entropy_coef"] == 0
+    assert last["loss/kl"] > 0
+    assert first["credit/share"] < last["credit/share"] == 1
+
+
+def test_what_the_worker_cannot_do_is_told_in_one_line(bench: Bench) -> None:
+    """Settings of another source, which only the worker can know: exit 2 and no traceback."""
+    lines = [json.dumps({"question": f"{i}+1", "answer": str(i + 1)}) for i in range(60)]
+    (bench.folder / "sums.jsonl").write_text("\n".join(lines))
+    told = bench.type("train", "small.toml", "--set", 'data.source="sums.jsonl"', code=2)
+    assert "has no meaning" in told.stdout + told.stderr
+    assert "Traceback" not in told.stdout + told.stderr
