@@ -1,0 +1,330 @@
+"""The panel that a running training shows: a pure function of a RunView and a width.
+
+Every line is built to its width here, so nothing wraps; what does not fit is dropped by priority.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import ROUNDED
+from rich.console import Group
+from rich.panel import Panel
+from rich.text import Text
+
+from tpcli.cli import view as facts
+from tpcli.cli.glyphs import (
+    bar,
+    duration,
+    model_name,
+    number,
+    percent,
+    shades,
+    signed,
+    sparkline,
+    whole,
+)
+from tpcli.cli.view import RunView
+
+WIDEST = 140
+NARROW = 70
+"""Below so many characters inside the panel, one column and short forms."""
+LABEL = 10
+SHORT = {
+    "trajectory_percentile": "tp",
+    "forking_tokens": "forking",
+    "entropy_advantage": "entropy",
+    "uniform": "uniform",
+}
+TREND = 8
+ALL_SAME_LIMIT, ALL_SAME_MARK = 0.30, "⚠ > .30"
+Part = str | tuple[str, str]
+
+
+def live_panel(view: RunView, width: int) -> Panel:
+    """Everything about a running run in ``width`` columns (60 or more look right)."""
+    width = min(width, WIDEST)
+    inner = width - 4
+    lines: list[Text] = []
+    if view.preparing and not view.ended:
+        lines += [*_preparation(view, inner), _line(), _schedule(view, inner), _credit(view, inner)]
+    else:
+        lines += [_step(view, inner), _phase(view, inner), _line()]
+        lines += [_schedule(view, inner), _credit(view, inner), *_scalars(view), _line()]
+        lines += [*_curves(view, inner), *_held_out(view, inner), _device(view)]
+    lines += [Text(f"⚠ {warning}", "yellow") for warning in view.warnings]
+    return Panel(
+        Group(*lines),
+        box=ROUNDED,
+        width=width,
+        border_style="yellow" if view.warnings else "none",
+        title=_title(view, width - 6),
+        title_align="left",
+        subtitle=Text(_subtitle(view), style="dim default"),
+        subtitle_align="right",
+    )
+
+
+def _line(*parts: Part) -> Text:
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _spread(left: Sequence[Part], right: Sequence[Part], width: int) -> Text:
+    """Left part, right part flush right; the right one goes where both do not fit."""
+    start, end = _line(*left), _line(*right)
+    gap = width - start.cell_len - end.cell_len
+    return start if gap < 1 else _line(*left, " " * gap, *right)
+
+
+def _label(name: str) -> Part:
+    return (f"{name:<{LABEL}}", "dim")
+
+
+def _title(view: RunView, room: int) -> Text:
+    run = view.run
+    names = [
+        (str(run.get("name") or ""), "bold default"),
+        (str(run.get("id") or ""), "bold cyan"),
+        (model_name(view.recipe.model.source), "default"),
+        (str(run.get("git") or ""), "dim default"),
+    ]
+    names = [n for n in names if n[0]]
+    while len(names) > 2 and sum(len(n) + 3 for n, _ in names) > room:
+        names.pop()
+    separated = [part for name in names for part in ((" · ", "dim default"), name)]
+    title = Text.assemble(*separated[1:])
+    title.truncate(room, overflow="ellipsis")
+    return title
+
+
+def _subtitle(view: RunView) -> str:
+    if view.ended:
+        return view.status
+    if view.stopping:
+        return "stopping after this step · Ctrl-C again stops now"
+    return "Ctrl-C stops after this step"
+
+
+def _bar(share: float, width: int) -> list[Part]:
+    done, left = bar(share, width)
+    return [(done, "green"), (left, "dim")]
+
+
+def _preparation(view: RunView, width: int) -> list[Text]:
+    recipe, now = view.recipe, view.phase
+    phases = [
+        phase
+        for phase in facts.SETUP
+        if (phase != "warmup" or recipe.warmup)
+        and (phase != "eval" or (recipe.eval.questions and not view.step))
+    ]
+    reached = phases.index(now) if now in phases else -1
+    text = f"getting ready for step {view.step + 1}" if now else "starting the training process"
+    lines = [_spread([text], [(f"{duration(view.elapsed)} since the start", "dim")], width)]
+    for i, phase in enumerate(phases):
+        if i < reached:
+            lines.append(_line(("✓ ", "green"), f"{phase:<{LABEL - 2}}"))
+        elif i > reached:
+            lines.append(_line(("· ", "dim"), (phase, "dim")))
+        else:
+            lines.append(
+                _line(("▸ ", "cyan"), (f"{phase:<{LABEL - 2}}", "bold"), *_inside(view, width))
+            )
+    return lines
+
+
+def _inside(view: RunView, width: int) -> list[Part]:
+    """How far the current phase is: a bar where its size is known, its time and its note."""
+    since = facts.finite(view.progress.get("since"))
+    time = duration(view.now - since) if since is not None else ""
+    note = str(view.progress.get("note") or "")
+    share = view.phase_share
+    if share is None:
+        return [(" · ".join(filter(None, (time, note))), "dim")]
+    done, total = float(view.progress["done"]), float(view.progress["total"])
+    count = f"{whole(done)}/{whole(total)}" if total > 1 else ""
+    text = f" {percent(share)} " + " · ".join(filter(None, (count, time, note)))
+    return [*_bar(share, max(10, min(40, width // 3))), text]
+
+
+def _step(view: RunView, width: int) -> Text:
+    count = f"{view.step}/{view.steps} "
+    left = facts.eta(view)
+    ahead = "" if view.ended else f" · eta {duration(left) if left is not None else '–'}"
+    share = view.step / view.steps
+    right = f" {percent(share)}  {duration(view.elapsed)}{ahead}"
+    room = max(4, width - LABEL - len(count) - len(right))
+    return _line(_label("step"), (count, "bold"), *_bar(share, room), right)
+
+
+def _phase(view: RunView, width: int) -> Text:
+    shares = facts.phase_shares(view)
+    if not view.ended and (not shares or view.phase in ("eval", "checkpoint")):
+        return _line(_label("phase"), (f"{view.phase} ", "bold"), *_inside(view, width))
+    pace = facts.seconds_a_step(view)
+    right = f"{number(pace)} s/step" if pace is not None else ""
+    room = width - LABEL - len(right) - 1
+    for bars, fewest in ((True, 0.01), (False, 0.01), (False, 0.05), (False, 0.1)):
+        parts = _share_parts(shares, "" if view.ended else view.phase, bars=bars, fewest=fewest)
+        if _line(*parts).cell_len <= room:
+            break
+    return _spread([_label("phase"), *parts], [right], width)
+
+
+def _share_parts(shares: dict[str, float], now: str, *, bars: bool, fewest: float) -> list[Part]:
+    parts: list[Part] = []
+    for phase, share in shares.items():
+        if share < fewest:
+            continue
+        parts.append((f"{phase} {percent(round(share, 2))}", "bold" if phase == now else "none"))
+        parts.append((f" ▕{'█' * max(1, round(share * 10))}▏", "cyan") if bars else "")
+        parts.append(" " if bars else "  ")
+    return parts[:-1]
+
+
+def _schedule(view: RunView, width: int) -> Text:
+    credit, horizon = view.recipe.credit, view.recipe.horizon
+    short = SHORT[credit.allocation]
+    if credit.allocation == "uniform":
+        return _line(_label("schedule"), "off")
+    moves = facts.window(view.recipe)
+    if moves is None:
+        fixed = facts.scalar_at(view.recipe, "credit.schedule", 0)
+        return _line(_label("schedule"), f"{short}·constant  magnitude {number(fixed)} throughout")
+    first, last = moves
+    curve = getattr(credit.schedule, "curve", "")
+    share = min(max((view.step - first) / (last - first), 0.0), 1.0)
+    where = f"at {percent(round(share, 2))}"
+    after = f"  ramp {first}→{last}, {where}" if width >= NARROW else f"  {where}"
+    before, end = f"{short}·{curve}  0▕", f"▏{horizon}"
+    room = max(4, width - LABEL - len(before) - len(end) - len(after))
+    return _line(_label("schedule"), before, *_strip(view, room), end, after)
+
+
+def _strip(view: RunView, width: int) -> list[Part]:
+    """The magnitude over the whole horizon, with a marker for now."""
+    horizon = view.recipe.horizon
+    steps = [round((i + 0.5) / width * horizon) for i in range(width)]
+    values = [facts.scalar_at(view.recipe, "credit.schedule", step) for step in steps]
+    drawn = sparkline(values, width, low=0.0, high=1.0)
+    now = min(width - 1, view.step * width // horizon)
+    return [(drawn[:now], "cyan"), ("┃", "bold"), (drawn[now + 1 :], "dim")]
+
+
+def _credit(view: RunView, width: int) -> Text:
+    allocation = view.recipe.credit.allocation
+    step = min(view.step + (0 if view.ended else 1), view.recipe.horizon)
+    size = facts.scalar_at(view.recipe, "credit.schedule", step)
+    label, motion = _label("credit"), [(_motion(view, step), "dim")]
+    room = max(8, min(40, width // 4))
+    if allocation == "uniform":
+        return _line(label, "all tokens learn ▕", ("█" * room, "cyan"), "▏")
+    if allocation == "entropy_advantage":
+        return _spread([label, f"all tokens learn, entropy term × {number(size)}"], motion, width)
+    if allocation == "forking_tokens":
+        drawn = shades(_newest_curve(view, "credit/percentile"), room)
+        strip: list[Part] = ["▕", (drawn, "cyan"), "▏"] if drawn else []
+        text = f"learning top {percent(round(1 - size, 2))} by entropy "
+        return _spread([label, text, *strip], motion, width)
+    context = min(round(size * room), room - 1)  # at least one token always learns
+    parts: list[Part] = [f"context {percent(round(size, 2))} ▕", ("░" * context, "dim")]
+    parts += [("█" * (room - context), "cyan"), "▏ learning"]
+    return _spread([label, *parts], motion, width)
+
+
+def _newest_curve(view: RunView, key: str) -> list[float | None]:
+    for line in reversed(view.metrics):
+        if isinstance(line.get(key), list):
+            return [facts.finite(v) for v in line[key]]
+    return []
+
+
+def _motion(view: RunView, step: int) -> str:
+    """How fast the magnitude moves at ``step``, in points a step or in 100 steps."""
+    recipe = view.recipe
+    ahead = facts.scalar_at(recipe, "credit.schedule", min(step + 1, recipe.horizon))
+    points = 100 * (ahead - facts.scalar_at(recipe, "credit.schedule", step))
+    if abs(points) < 1e-9:
+        return "standing still"
+    if abs(points) >= 1:
+        return f"{signed(points)} pt/step"
+    return f"{signed(100 * points)} pt/100 steps"
+
+
+def _scalars(view: RunView) -> list[Text]:
+    """One line for the other scalars that move, where there are any."""
+    step = min(view.step + 1, view.recipe.horizon)
+    found = [
+        f"{key.rsplit('.', 1)[-1]} {number(facts.scalar_at(view.recipe, key, step))}"
+        for key in facts.moving(view.recipe)
+    ]
+    return [_line(_label("moving"), " · ".join(found))] if found else []
+
+
+def _curves(view: RunView, width: int) -> list[Text]:
+    keys = [("reward", "reward/mean"), ("entropy", "entropy/all")]
+    keys += [("kl", "kl/all")] if view.recipe.track.kl else []
+    keys += [("length", "length/mean"), ("all-same", "reward/groups_without_signal")]
+    keys += [("truncated", "length/truncated")]
+    if width < NARROW:
+        return [_line(*_curve(view, name, key, width)) for name, key in keys]
+    half = (width - 3) // 2
+    cells = [_curve(view, name, key, half) for name, key in keys]
+    pairs = [cells[i : i + 2] for i in range(0, len(cells), 2)]
+    return [_line(*pair[0], *(["   ", *pair[1]] if pair[1:] else [])) for pair in pairs]
+
+
+def _curve(view: RunView, name: str, key: str, width: int) -> list[Part]:
+    """Label, newest value, curve and trend in exactly ``width`` cells."""
+    values = facts.series(view, key)
+    newest = facts.latest(view, key)
+    write = percent if name == "truncated" else number
+    room = width - LABEL - 6 - TREND
+    drawn = sparkline(values, room)
+    found = facts.trend(values)
+    after = f"{found[0]}{write(abs(found[1])) if found[0] != '→' else ''}" if found else ""
+    style = "none"
+    if name == "all-same" and newest is not None and newest > ALL_SAME_LIMIT:
+        after, style = ALL_SAME_MARK, "yellow"
+    tail = f" {after}".ljust(TREND + room - len(drawn))
+    shown = "–" if newest is None else write(newest)
+    return [_label(name), (f"{shown:>5} ", "bold"), (drawn, "cyan"), (tail, style)]
+
+
+def _held_out(view: RunView, width: int) -> list[Text]:
+    if not view.recipe.eval.questions:
+        return []
+    at = next((int(m["step"]) for m in reversed(view.metrics) if "eval/sampled" in m), None)
+    when = "" if at is None else f"step {at}" if at else "before step 1"
+    label = _label("held-out")
+    for changes in (True, False):
+        parts = [label, *_accuracies(view, changes=changes)]
+        if _line(*parts).cell_len + 1 + len(when) <= width:
+            break
+    return [_spread(parts, [(when, "dim")], width)]
+
+
+def _accuracies(view: RunView, *, changes: bool) -> list[Part]:
+    """Sampled and greedy accuracy, before training and at the latest evaluation."""
+    parts: list[Part] = []
+    for name in ("sampled", "greedy"):
+        found = facts.held_out(view, f"eval/{name}")
+        if found is None:
+            continue
+        first, last, step = found
+        parts += ["   " if parts else "", f"{name} {number(first)}"]
+        parts += [" → ", (number(last), "bold")] if step else []
+        parts += [f" ({signed(last - first)})"] if step and changes else []
+    return parts or ["–"]
+
+
+def _device(view: RunView) -> Text:
+    gpu, host = facts.latest(view, "memory/gpu_gb"), facts.peak(view, "memory/peak_gb")
+    speed = facts.latest(view, "speed/tokens_per_s")
+    found = [
+        f"gpu {number(gpu)} GB" if gpu else "",
+        f"{'host' if gpu else 'cpu'} {number(host)} GB" if host else "",
+        f"{number(speed)} tok/s" if speed else "",
+        f"checkpoint {view.checkpoint} ✓" if view.checkpoint else "no checkpoint yet",
+    ]
+    return _line(_label("device"), " · ".join(filter(None, found)))
