@@ -1,0 +1,1 @@
+"""Numbers of a run: ``stats`` computes them, the others carry them somewhere."""

@@ -1,0 +1,1 @@
+"""The optimiser and its learning rate, from flat arguments."""
