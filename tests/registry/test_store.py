@@ -262,9 +262,11 @@ def test_a_folder_is_read_under_the_write_lock(
     read: list[str] = []
 
     def row_of_a_locked_database(folder: Path) -> RunRow:
-        with closing(sqlite3.connect(registry.path, timeout=0)) as other:
-            with pytest.raises(sqlite3.OperationalError, match="locked"):
-                other.execute("BEGIN IMMEDIATE")
+        with (
+            closing(sqlite3.connect(registry.path, timeout=0)) as other,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            other.execute("BEGIN IMMEDIATE")
         read.append(folder.name)
         return row_of(folder)
 

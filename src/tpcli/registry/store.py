@@ -215,7 +215,7 @@ class Registry:
         with self._translated():
             engine = self._engine.execution_options(write=write)
             with Session(engine, expire_on_commit=False) as session, session.begin():
-                session.connection()  # BEGIN now: a session would otherwise wait for its first query
+                session.connection()  # BEGIN now, not at the first query
                 yield session
 
     @contextmanager
