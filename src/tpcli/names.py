@@ -2,15 +2,38 @@
 
 from typing import Literal
 
-CurveName = Literal["constant", "linear", "cosine", "sigmoid", "gamma"]
-AllocationName = Literal["uniform", "trajectory_percentile", "forking_tokens", "entropy_advantage"]
-AdvantageName = Literal["group_std", "group_mean"]
-ObjectiveName = Literal["ppo_clip", "gspo"]
+CurveName = Literal[
+    "constant",
+    "linear",
+    "cosine",
+    "sigmoid",
+    "gamma",
+    "exponential",
+    "stairs",
+    "piecewise",
+    "adaptive",
+]
+SignalName = Literal["entropy", "accuracy"]
+AllocationName = Literal[
+    "uniform",
+    "trajectory_percentile",
+    "forking_tokens",
+    "entropy_advantage",
+    "low_probability",
+    "random_tokens",
+    "shuffled",
+    "expert_prefix",
+]
+FocusName = Literal["late", "early", "middle"]
+AdvantageName = Literal["group_std", "group_mean", "leave_one_out", "batch_std", "pass_at_k", "gpg"]
+ObjectiveName = Literal["ppo_clip", "gspo", "cispo", "cispo_upper", "reinforce", "sapo"]
 ReductionName = Literal[
     "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
 ]
 DenominatorName = Literal["selected", "all", "constant"]
 KlName = Literal["k1", "k2", "k3"]
+CorrectionName = Literal["none", "truncate", "mask"]
+CorrectionLevel = Literal["token", "sequence", "geometric"]
 VerifierName = Literal["int", "exact"]
 EngineName = Literal["transformers"]
 DtypeName = Literal["float32", "bfloat16"]
