@@ -1,4 +1,4 @@
-"""Surrogates, reductions and KL against the reference figures; exactness under any split."""
+"""Losses and KL against the reference figures; reductions by hand and under any split."""
 
 import itertools
 import json
@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.loss.whole import REDUCTIONS
 from torch import Tensor
 
 from tpcli.loss.kl import ESTIMATORS
 from tpcli.loss.reduce import Totals, coefficients, count, gradient_scale
-from tpcli.loss.surrogate import OBJECTIVES, gspo, ppo_clip
-from tpcli.names import DenominatorName, KlName, ObjectiveName, ReductionName
+from tpcli.loss.surrogate import token_loss
+from tpcli.names import DenominatorName, KlName, ReductionName
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reference.json").read_text())
 
@@ -30,7 +31,8 @@ def test_losses_golden(case: dict[str, Any]) -> None:
     logprob_BT = torch.tensor(case["logprob"], requires_grad=True)
     weight_BT = torch.tensor(case["mask"])
     mask_BT = weight_BT.bool()
-    token = OBJECTIVES[case["objective"]](
+    token = token_loss(
+        case["objective"],
         logprob_BT,
         torch.tensor(case["old_logprob"]),
         torch.tensor(case["advantages"]),
@@ -65,61 +67,13 @@ def test_kl_golden(case: dict[str, Any]) -> None:
     torch.testing.assert_close(got, torch.tensor(case["kl"]))
 
 
-def test_every_name_has_a_function() -> None:
-    assert set(OBJECTIVES) == set(get_args(ObjectiveName))
+def test_every_estimator_name_has_a_function() -> None:
     assert set(ESTIMATORS) == set(get_args(KlName))
-
-
-def test_ppo_clip_by_hand() -> None:
-    """Ratios 2, 0.5 and 4 with advantages 1, -1 and -1; bounds .8, 1.28, dual clip 3."""
-    logprob_BT = torch.log(torch.tensor([[2.0, 0.5, 4.0]])).requires_grad_()
-    token = ppo_clip(
-        logprob_BT, torch.zeros(1, 3), torch.tensor([[1.0, -1.0, -1.0]]), dual_clip=3.0
-    )
-    torch.testing.assert_close(token.loss_BT, torch.tensor([[-1.28, 0.8, 3.0]]))
-    assert token.high_BT.tolist() == [[True, False, False]]
-    assert token.low_BT.tolist() == [[False, True, False]]
-    assert token.dual_BT.tolist() == [[False, False, True]]
-    token.loss_BT.sum().backward()  # type: ignore[no-untyped-call]
-    assert logprob_BT.grad is not None
-    assert logprob_BT.grad.tolist() == [[0.0, 0.0, 0.0]]
-
-
-def test_gspo_does_not_leak_through_uncredited_tokens() -> None:
-    """The ratio is of the credited tokens alone, and so is the gradient."""
-    old_BT = torch.zeros(1, 3)
-    weight_BT = torch.tensor([[0.0, 1.0, 1.0]])
-    logprob_BT = torch.tensor([[5.0, 0.1, -0.1]], requires_grad=True)
-    token = gspo(logprob_BT, old_BT, torch.ones(1, 3), weight_BT)
-    torch.testing.assert_close(token.loss_BT[0, 1:], torch.tensor([-1.0, -1.0]))
-    (token.loss_BT * weight_BT).sum().backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(logprob_BT.grad, torch.tensor([[0.0, -1.0, -1.0]]))
-
-
-def test_extreme_ratios_stay_finite() -> None:
-    logprob_BT = torch.tensor([[0.0, -500.0]], requires_grad=True)
-    token = ppo_clip(logprob_BT, torch.tensor([[-500.0, 0.0]]), -torch.ones(1, 2))
-    token.loss_BT.sum().backward()  # type: ignore[no-untyped-call]
-    assert torch.isfinite(token.loss_BT).all()
-    assert logprob_BT.grad is not None
-    assert torch.isfinite(logprob_BT.grad).all()
 
 
 def pieces_of(rows: int, cuts: list[int]) -> list[slice]:
     edges = [0, *sorted({c % rows for c in cuts} - {0}), rows]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
-
-
-REDUCTIONS: list[tuple[ReductionName, DenominatorName, float | None]] = [
-    ("token-mean", "selected", None),
-    ("token-mean", "all", None),
-    ("token-mean", "constant", 40.0),
-    ("seq-mean-token-sum", "selected", None),
-    ("seq-mean-token-mean", "selected", None),
-    ("seq-mean-token-mean", "all", None),
-    ("seq-mean-token-mean", "constant", 9.0),
-    ("seq-mean-token-sum-norm", "selected", 9.0),
-]
 
 
 @pytest.mark.parametrize(("reduction", "denominator", "constant"), REDUCTIONS)
@@ -186,6 +140,15 @@ def test_coefficients_by_hand(
         constant=constant,
     )
     torch.testing.assert_close(got_BT, torch.tensor(expected))
+
+
+def test_a_weight_on_padding_counts_nowhere() -> None:
+    mask_BT = torch.tensor([[True, True, False], [True, False, False]])
+    everywhere_BT = torch.ones(2, 3)
+    totals = Totals(*count(everywhere_BT, mask_BT).tolist())
+    assert totals == Totals(selected=3, tokens=3, responses=2)
+    got_BT = coefficients(everywhere_BT, mask_BT, totals)
+    torch.testing.assert_close(got_BT, mask_BT / 3)
 
 
 def test_a_step_without_credit_has_no_gradient() -> None:

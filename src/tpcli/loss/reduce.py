@@ -20,7 +20,7 @@ class Totals:
     Attributes:
         selected: response tokens with a weight other than 0.
         tokens: all response tokens.
-        responses: responses, empty ones too.
+        responses: responses, those without any credit too (empty ones, filtered overlong ones).
     """
 
     selected: float
@@ -32,7 +32,7 @@ def count(weight_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """[selected, tokens, responses] of one piece, float64; add up over pieces and processes."""
     return torch.stack(
         [
-            (weight_BT != 0).sum().double(),
+            (mask_BT & (weight_BT != 0)).sum().double(),
             mask_BT.sum().double(),
             torch.tensor(float(mask_BT.shape[0]), dtype=torch.float64, device=mask_BT.device),
         ]
@@ -57,6 +57,12 @@ def coefficients(
         seq-mean-token-sum       w / B
         seq-mean-token-mean      w / (n B)    (n = C when denominator = "constant")
         seq-mean-token-sum-norm  w / (C B)    (Dr.GRPO: C is the longest response allowed)
+
+    The reduction called constant elsewhere, a sum divided by a fixed number, is token-mean with
+    denominator = "constant".
+
+    A token that is not to count, such as those of a response filtered for its length, has weight
+    0: "selected" leaves it out of the denominator, "all" does not, and B counts its response.
 
     Args:
         weight_BT: from the allocation, 0 outside the mask.
