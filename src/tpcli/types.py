@@ -31,10 +31,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question as the model reads it: chat template applied, tokenised, ready to be continued."""
+    """A question as the model reads it: chat template applied, tokenised, ready to be continued.
+
+    The last ``prefix`` tokens are the beginning of a worked solution, given as context: they belong
+    to the response when it is verified, and are never learned from.
+    """
 
     question: Question
     tokens: tuple[int, ...]
+    prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +80,9 @@ class TokenBatch:
         reward_B: float32.
         advantage_B: float32, from the whole group's rewards.
         group_size: G.
+        learns_B: bool, False where a response is left out of the loss; None where none is.
+        seeds: B integers for allocations that draw tokens at random; the same response has the
+            same seed however the step is divided among processes.
     """
 
     prompts: Sequence[Prompt]
@@ -84,6 +92,8 @@ class TokenBatch:
     reward_B: Tensor
     advantage_B: Tensor
     group_size: int
+    learns_B: Tensor | None = None
+    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tpcli.data.running_sum import read_running_sum
 from tpcli.errors import UsageError
-from tpcli.recipe.schema import ScratchSection
+from tpcli.recipe.sections import ScratchSection
 
 
 @given(

@@ -13,7 +13,7 @@ from tpcli.errors import UsageError
 from tpcli.policy.load import load_model
 from tpcli.policy.scratch import character_tokenizer
 from tpcli.policy.source import resolve
-from tpcli.recipe.schema import ScratchSection
+from tpcli.recipe.sections import ScratchSection
 
 SMALL = ScratchSection(hidden_size=16, intermediate_size=24, layers=2, heads=2, context=32)
 ALPHABET, PIECES = SMALL.alphabet, SMALL.pieces

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.tiny import EOS, PAD, VOCABULARY, prompt_of, tiny_llama
 
 from tpcli.rollout.engine import RolloutEngine
-from tpcli.rollout.transformers import TransformersEngine, inverse_cdf
+from tpcli.rollout.transformers import TransformersEngine, inverse_cdf, nucleus
 from tpcli.types import Prompt, Rollout
 
 PROMPTS = [prompt_of([5, 9, 3], "p"), prompt_of([7], "q"), prompt_of([2, 4, 8, 11, 30], "r")]
@@ -117,3 +117,48 @@ def test_inverse_cdf_never_draws_the_impossible(seed: int, uniform: float) -> No
     token_A, logprob_A = inverse_cdf(logits_AV, torch.full((4,), uniform), 0.7)
     assert torch.isfinite(logprob_A).all()
     assert ((token_A > 1) & (token_A < VOCABULARY - 2)).all()
+
+
+def test_nucleus_by_hand() -> None:
+    """.5 + .3 reaches .7: the two stay, renormalised. A nucleus is never empty."""
+    log_p_AV = torch.tensor([[0.05, 0.3, 0.5, 0.15]]).log()
+    torch.testing.assert_close(
+        nucleus(log_p_AV, 0.7).exp(), torch.tensor([[0.0, 0.375, 0.625, 0.0]])
+    )
+    assert nucleus(log_p_AV, 1e-9).exp().tolist() == [[0.0, 0.0, 1.0, 0.0]]
+    equal_AV = torch.full((1, 4), 0.25).log()
+    assert nucleus(equal_AV, 0.5).exp().tolist() == [[0.5, 0.5, 0.0, 0.0]]
+
+
+@given(
+    logits=st.lists(st.floats(-8, 8), min_size=2, max_size=12),
+    top_p=st.floats(0.05, 0.99),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_nucleus_sampling_stays_inside_and_says_its_own_probability(
+    logits: list[float], top_p: float, uniform: float
+) -> None:
+    """Against the definition: tokens by falling probability until top_p is reached."""
+    logits_AV = torch.tensor([logits])
+    token_A, logprob_A = inverse_cdf(logits_AV, torch.tensor([uniform]), 1.0, top_p=top_p)
+    p_V = logits_AV[0].softmax(-1)
+    kept, mass = [], 0.0
+    for token in sorted(range(len(logits)), key=lambda v: (-float(p_V[v]), v)):
+        kept.append(token)
+        mass += float(p_V[token])
+        if mass >= top_p + 1e-6:
+            break
+    assert int(token_A) in kept
+    ours = float(logprob_A.exp())
+    assert ours >= float(p_V[int(token_A)]) - 1e-6
+    assert ours <= float(p_V[int(token_A)]) / (top_p - 1e-5)
+
+
+def test_top_p_reaches_the_engine() -> None:
+    """With a tiny nucleus every response is the greedy one, of probability 1."""
+    narrow = sample(engine_of(), top_p=1e-6)
+    greedy = sample(engine_of(), temperature=0.0)
+    for a, b in zip(narrow, greedy, strict=True):
+        for one, other in zip(a, b, strict=True):
+            assert one.tokens_L.tolist() == other.tokens_L.tolist()
+            assert one.logprobs_L.abs().max() < 1e-6

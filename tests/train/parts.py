@@ -1,7 +1,7 @@
 """A learner around the small model, and the plain form of one update to hold it against."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
@@ -9,13 +9,14 @@ from tests.tiny import PAD, random_batch, tiny_llama
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from tpcli.names import AllocationName
 from tpcli.policy.model import Policy
 from tpcli.train.step import Knobs, Learner, Method
 from tpcli.types import TokenBatch
 
 KNOBS = Knobs(
     temperature=1.3,
-    magnitude=0.4,
+    magnitudes=dict.fromkeys(get_args(AllocationName), 0.4),
     clip_low=0.2,
     clip_high=0.28,
     kl_coef=0.0,
@@ -23,11 +24,18 @@ KNOBS = Knobs(
     lr=1.0,
 )
 METHOD = Method(
-    allocation="trajectory_percentile",
+    allocations=("trajectory_percentile",),
+    focus=(1.0, 1.0),
     alpha=0.4,
     kappa=2.0,
     objective="ppo_clip",
     dual_clip=3.0,
+    tau_positive=1.0,
+    tau_negative=1.05,
+    correction="none",
+    correction_level="token",
+    correction_low=0.0,
+    correction_high=2.0,
     reduction="token-mean",
     denominator="selected",
     constant=9.0,
@@ -44,13 +52,22 @@ def step_batch() -> TokenBatch:
     batch = random_batch(LENGTHS, [4, 9, 2, 5], group_size=2)
     advantage_B = batch.advantage_B.clone()
     advantage_B[2:4] = 0
-    return replace(batch, advantage_B=advantage_B)
+    return replace(batch, advantage_B=advantage_B, seeds=range(len(LENGTHS)))
+
+
+def loud_batch() -> TokenBatch:
+    """Eight responses of unequal length, all of which teach something."""
+    return replace(random_batch(LENGTHS, [4, 9, 2, 5], group_size=2), seeds=range(len(LENGTHS)))
 
 
 def learner(
     *, reference: bool = False, accelerator: Accelerator | None = None, **changes: Any
 ) -> tuple[Learner, LlamaForCausalLM]:
-    """Plain gradient descent with rate 1, so that the step *is* the gradient."""
+    """Plain gradient descent with rate 1, so that the step *is* the gradient.
+
+    Args:
+        changes: of METHOD.
+    """
     model = tiny_llama()
     policy = Policy(model, head_chunk=3)
     made = Learner(

@@ -13,7 +13,13 @@ from tpcli.optim.adamw import adamw
 from tpcli.policy.scratch import character_tokenizer
 from tpcli.train.checkpoint import Position, found, newest, position_of, restore, save
 
-POSITION = Position(step=3, horizon=10, prompts_seen=12, seed=5)
+POSITION = Position(
+    step=3,
+    horizon=10,
+    prompts_seen=12,
+    seed=5,
+    tempo={"credit.schedule": {"share": 0.35, "smoothed": None}},
+)
 TOKENIZER: Any = character_tokenizer("0123456789", ["\\boxed{", "}"], context=64)
 
 

@@ -2,7 +2,7 @@
 
 from tests.tiny import prompt_of
 
-from tpcli.train.order import prompts_of, sampler_seed
+from tpcli.train.order import further_prompts, prompts_of, response_seed, sampler_seed
 
 PROMPTS = [prompt_of([i], str(i)) for i in range(10)]
 
@@ -32,3 +32,20 @@ def test_sampler_seeds_differ_between_steps_and_seeds() -> None:
     seeds = {sampler_seed(seed, step) for seed in range(20) for step in range(200)}
     assert len(seeds) == 4_000
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_further_prompts_leave_out_what_was_asked_and_differ_by_round() -> None:
+    def further(step: int, round_: int) -> list[str]:
+        found = further_prompts(step, round_, PROMPTS, asked={"3", "7"}, seed=0)
+        return [p.question.id for p in found]
+
+    assert sorted(further(1, 1)) == sorted(set(map(str, range(10))) - {"3", "7"})
+    assert further(1, 1) == further(1, 1)
+    assert further(1, 1) != further(1, 2) != further(2, 1)
+
+
+def test_seeds_do_not_collide() -> None:
+    seeds = [sampler_seed(0, step, round_) for step in range(50) for round_ in range(4)]
+    seeds += [response_seed(0, step, b) for step in range(50) for b in range(64)]
+    assert len(set(seeds)) == 50 * 4 + 50 * 64
+    assert sampler_seed(0, 3) == sampler_seed(0, 3, 0)

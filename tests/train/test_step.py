@@ -5,17 +5,29 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from tests.tiny import tiny_llama
-from tests.train.parts import KNOBS, METHOD, distance, learner, step_batch, step_taken, weights
+from tests.train.parts import (
+    KNOBS,
+    METHOD,
+    distance,
+    learner,
+    loud_batch,
+    step_batch,
+    step_taken,
+    weights,
+)
 from torch import Tensor
 
+from tpcli.credit.advantage import advantages
 from tpcli.errors import RunFailedError
+from tpcli.names import AllocationName, ObjectiveName
+from tpcli.policy.pack import plan_rows
 from tpcli.policy.score import logprob_and_entropy
-from tpcli.train.step import Knobs
+from tpcli.types import TokenBatch
 
 REDUCTIONS: list[dict[str, Any]] = [
     {"reduction": "token-mean", "denominator": "selected"},
@@ -24,14 +36,28 @@ REDUCTIONS: list[dict[str, Any]] = [
     {"reduction": "seq-mean-token-sum"},
     {"reduction": "seq-mean-token-mean", "denominator": "selected"},
     {"reduction": "seq-mean-token-mean", "denominator": "all"},
+    {"reduction": "seq-mean-token-mean", "denominator": "constant"},
     {"reduction": "seq-mean-token-sum-norm"},
+]
+COMBINED: list[tuple[AllocationName, ...]] = [
+    ("uniform",),
+    ("trajectory_percentile",),
+    ("forking_tokens",),
+    ("low_probability",),
+    ("random_tokens",),
+    ("trajectory_percentile", "entropy_advantage", "shuffled"),
 ]
 
 
-def one_step(knobs: Knobs = KNOBS, **changes: Any) -> Tensor:
+ONE_EACH = 1
+"""Micro-batch tokens so few that every response stands alone."""
+UNLIKE = 14
+
+
+def one_step(batch: TokenBatch | None = None, **changes: Any) -> Tensor:
     made, model = learner(**changes)
     before = weights(model)
-    made.update(step_batch(), knobs)
+    made.update(batch or step_batch(), KNOBS)
     return step_taken(before, model)
 
 
@@ -60,17 +86,19 @@ def test_update_is_the_plain_policy_gradient() -> None:
 
 
 @pytest.mark.parametrize("changes", REDUCTIONS, ids=lambda c: "-".join(c.values()))
-@pytest.mark.parametrize("allocation", ["uniform", "trajectory_percentile", "forking_tokens"])
-def test_micro_batches_do_not_change_the_step(changes: dict[str, Any], allocation: str) -> None:
-    whole = one_step(allocation=allocation, **changes)
+@pytest.mark.parametrize("names", COMBINED, ids="+".join)
+def test_micro_batches_do_not_change_the_step(
+    changes: dict[str, Any], names: tuple[AllocationName, ...]
+) -> None:
+    whole = one_step(allocations=names, **changes)
     assert whole.norm() > 0
-    pieces = one_step(allocation=allocation, micro_batch_tokens=12, **changes)
+    pieces = one_step(allocations=names, micro_batch_tokens=12, **changes)
     assert distance(pieces, whole) < 1e-5
 
 
-@pytest.mark.parametrize("objective", ["ppo_clip", "gspo"])
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
 def test_objectives_agree_on_policy(objective: str) -> None:
-    """At ratio 1 nothing is clipped: both are the policy gradient."""
+    """At ratio 1 nothing is clipped: all are the policy gradient."""
     step = one_step(objective=objective, dual_clip=None)
     assert distance(step, plain_gradient(0.4)) < 1e-5
 
@@ -85,9 +113,9 @@ def test_two_updates_are_two_steps_with_ratios() -> None:
 
 
 def test_entropy_advantage_needs_and_gets_a_scoring_pass() -> None:
-    made, _ = learner(allocation="entropy_advantage")
+    made, _ = learner(allocations=("entropy_advantage",))
     batch = step_batch()
-    learned = made.update(batch, replace(KNOBS, magnitude=1.0))
+    learned = made.update(batch, replace(KNOBS, magnitudes={"entropy_advantage": 1.0}))
     bonus_BT = learned.advantage_BT - batch.advantage_B[:, None]
     learning = batch.mask_BT & (batch.advantage_B != 0)[:, None]
     assert (bonus_BT[learning] > 0).all()
@@ -101,7 +129,8 @@ def test_penalties_reach_groups_without_signal(coefficient: str) -> None:
     for value in (0.0, 0.5):
         made, model = learner(reference=True)
         before = weights(model)
-        made.update(quiet, replace(KNOBS, **{coefficient: value}))
+        changes: dict[str, Any] = {coefficient: value}
+        made.update(quiet, replace(KNOBS, **changes))
         assert (step_taken(before, model).norm() > 0) == (value > 0)
 
 
@@ -123,6 +152,72 @@ def test_every_response_is_scored_once() -> None:
     assert (learned.entropy_BT[mask_BT] > 0).all()
     assert (learned.logprob_BT[mask_BT] < 0).all()
     assert (learned.entropy_BT[~mask_BT] == 0).all()
+
+
+def test_a_response_that_does_not_learn_leaves_numerator_and_denominator() -> None:
+    """Masked as overlong: the step is that of the others alone, by the tokens that remain."""
+    batch = step_batch()
+    learns_B = torch.tensor([True, True, True, True, False, True, False, True])
+    made, model = learner(allocations=("uniform",))
+    before = weights(model)
+    learned = made.update(replace(batch, learns_B=learns_B), KNOBS)
+    masked = step_taken(before, model)
+    assert (learned.weight_BT[~learns_B] == 0).all()
+
+    quiet = replace(batch, advantage_B=batch.advantage_B * learns_B)
+    made, model = learner(allocations=("uniform",))
+    before = weights(model)
+    made.update(quiet, KNOBS)
+    every, left = int(batch.mask_BT.sum()), int(batch.mask_BT[learns_B].sum())
+    assert distance(masked, step_taken(before, model) * (every / left)) < 1e-5
+
+
+def test_correction_weighs_each_token_by_trainer_over_sampler() -> None:
+    """With one weight for all tokens the step is that many times the plain one."""
+    made, model = learner()
+    batch = step_batch()
+    old_BT = made.update(batch, KNOBS).logprob_BT
+    rollout_BT = torch.where(batch.mask_BT, old_BT - math.log(1.5), 0.0)
+    shifted = replace(batch, rollout_logprob_BT=rollout_BT)
+    plain = one_step()
+    for kind, factor in (("truncate", 1.5), ("mask", 1.5), ("none", 1.0)):
+        made, model = learner(correction=kind)
+        before = weights(model)
+        learned = made.update(shifted, KNOBS)
+        assert distance(step_taken(before, model), plain * factor) < 1e-4
+        assert learned.sums.get("corrected", 0.0) == 0
+    made, model = learner(correction="mask", correction_high=1.2)
+    before = weights(model)
+    learned = made.update(shifted, KNOBS)
+    assert step_taken(before, model).abs().max() == 0
+    assert learned.sums["corrected"] == learned.sums["learning_tokens"] > 0
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_correction_is_the_same_for_any_cut(level: str) -> None:
+    """Also when only a suffix learns: a sequence's ratio is of the whole response."""
+    changes: dict[str, Any] = {"correction": "truncate", "correction_level": level}
+    whole = one_step(**changes)
+    assert distance(one_step(micro_batch_tokens=12, **changes), whole) < 1e-5
+    assert distance(one_step(), whole) > 1e-2
+
+
+def test_where_a_bound_held_is_recorded() -> None:
+    made, _ = learner(updates=2, allocations=("uniform",))
+    learned = made.update(step_batch(), replace(KNOBS, lr=5.0, clip_low=1e-4, clip_high=1e-4))
+    clips = sum(learned.sums[f"clip_{name}"] for name in ("low", "high", "dual"))
+    assert clips > 0
+    assert int(learned.clipped_BT.sum()) == clips
+    # Nothing has moved yet in the first half.
+    assert not learned.clipped_BT[:4].any()
+
+
+def test_coefficients_add_up_to_the_loss() -> None:
+    """On policy every ratio is 1, so the loss is the sum of -coefficient * advantage."""
+    made, _ = learner()
+    learned = made.update(step_batch(), KNOBS)
+    by_hand = -(learned.coefficient_BT * learned.advantage_BT).sum()
+    assert math.isclose(learned.sums["loss"], float(by_hand), rel_tol=1e-5)
 
 
 def test_gradient_norm_is_clipped() -> None:
@@ -163,7 +258,10 @@ def test_head_sees_selected_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
-    """Unequal lengths, unequal numbers of micro-batches, every reduction."""
+    """1 process x 8 micro-batches = 2 x 4 = 1 x 1, for every reduction, unequal lengths.
+
+    And so where a group has no signal and the processes have different numbers of micro-batches.
+    """
     script = Path(__file__).with_name("two_processes.py")
     subprocess.run(
         [
@@ -176,10 +274,23 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
         capture_output=True,
         timeout=240,
     )
-    steps = torch.load(tmp_path / "steps.pt", weights_only=True)
-    assert len(steps) == len(REDUCTIONS)
-    for changes, step in zip(REDUCTIONS, steps, strict=True):
-        assert distance(step, one_step(**changes)) < 1e-5, changes
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    loud = loud_batch()
+    assert len(plan_rows(loud, range(8), budget=ONE_EACH)) == 8
+    assert len(plan_rows(loud, range(8), budget=METHOD.micro_batch_tokens)) == 1
+    assert len(REDUCTIONS) == len(found["unlike"]) == len(found["four_each"])
+    for changes, unlike, four_each in zip(
+        REDUCTIONS, found["unlike"], found["four_each"], strict=True
+    ):
+        assert distance(unlike, one_step(**changes)) < 1e-5, changes
+        whole = one_step(loud_batch(), **changes)
+        assert whole.norm() > 0
+        eight = one_step(loud_batch(), micro_batch_tokens=ONE_EACH, **changes)
+        assert distance(eight, whole) < 1e-5, changes
+        assert distance(four_each, whole) < 1e-5, changes
+    torch.testing.assert_close(
+        found["advantages"], advantages("batch_std", loud.reward_B, group_size=2)
+    )
 
 
 def test_method_is_the_recipe_default() -> None:

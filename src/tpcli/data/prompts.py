@@ -73,6 +73,15 @@ def build_prompts(
     return PromptSet(tuple(prompts), len(questions) - len(prompts), _template_hash(tokenizer))
 
 
+def with_prefix(prompt: Prompt, solution: Sequence[int], *, magnitude: float) -> Prompt:
+    """The prompt with the first round(n * magnitude) of the solution's n tokens after it.
+
+    Ref: expert-prefix criterion of https://arxiv.org/abs/2605.25381
+    """
+    given = round(len(solution) * magnitude)
+    return Prompt(prompt.question, (*prompt.tokens, *solution[:given]), prefix=given)
+
+
 def sft_tokens(solution: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens of a worked solution as a response: its text, then end of sequence."""
     if tokenizer.eos_token_id is None:

@@ -20,6 +20,7 @@ class RolloutEngine(Protocol):
         seed: int,
         temperature: float,
         max_new_tokens: int,
+        top_p: float = 1.0,
         progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         """One group a prompt, in order, each of exactly ``group_size`` responses.
@@ -27,6 +28,8 @@ class RolloutEngine(Protocol):
         Args:
             seed: the same prompts, weights and seed give the same responses.
             temperature: > 0; or 0 for the most likely token each time.
+            top_p: sample from the fewest most likely tokens that have this much probability in
+                all; not read when ``temperature`` is 0.
             max_new_tokens: a response that reaches it without ending is unfinished.
 
         Returns:

@@ -52,6 +52,7 @@ class TransformersEngine:
         seed: int,
         temperature: float,
         max_new_tokens: int,
+        top_p: float = 1.0,
         progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         """See ``RolloutEngine``. Each prompt draws from a stream of its own, whatever the batch."""
@@ -70,17 +71,20 @@ class TransformersEngine:
                 [_uniforms(streams[i], group_size, max_new_tokens) for i in chosen]
             ).to(self._device)
             report = partial(_count_on, progress, at * group_size, total) if progress else None
-            rows = decode.run(uniform_AL, temperature, self._eos, report)
+            rows = decode.run(uniform_AL, temperature, top_p, self._eos, report)
             for k, i in enumerate(chosen):
                 groups[i] = rows[k * group_size : (k + 1) * group_size]
         return groups
 
 
-def inverse_cdf(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def inverse_cdf(
+    logits_AV: Tensor, uniform_A: Tensor, temperature: float, *, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Draw one token a row from softmax(logits / temperature) by inverting its CDF.
 
     Args:
         uniform_A: in [0, 1); not read when ``temperature`` is 0.
+        top_p: the nucleus drawn from; 1 is the whole distribution, and so is temperature 0.
 
     Returns:
         (token_A, logprob_A). A token of probability 0 is never drawn.
@@ -90,6 +94,8 @@ def inverse_cdf(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tup
     if greedy:
         token_A1 = log_p_AV.argmax(-1, keepdim=True)
     else:
+        if top_p < 1:
+            log_p_AV = nucleus(log_p_AV, top_p)
         cdf_AV = log_p_AV.exp().cumsum_(-1)
         total_A = cdf_AV[:, -1]
         # Rounding must not reach the total: the search would then run past the last possible token.
@@ -97,6 +103,23 @@ def inverse_cdf(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tup
         point_A1 = torch.minimum(uniform_A * total_A, below_A)[:, None].contiguous()
         token_A1 = torch.searchsorted(cdf_AV, point_A1, right=True)
     return token_A1[:, 0], log_p_AV.gather(1, token_A1)[:, 0]
+
+
+def nucleus(log_p_AV: Tensor, top_p: float) -> Tensor:
+    """Log-probs of the nucleus alone: the fewest most likely tokens with ``top_p`` together.
+
+    The token that reaches ``top_p`` is in; of equal tokens the one with the lower id comes first.
+
+    Ref: https://arxiv.org/abs/1904.09751
+    """
+    sorted_AV, order_AV = log_p_AV.sort(dim=-1, descending=True, stable=True)
+    p_AV = sorted_AV.exp()
+    outside_AV = p_AV.cumsum(-1) - p_AV >= top_p
+    outside_AV[:, 0] = False
+    kept_AV = torch.empty_like(log_p_AV).scatter_(
+        -1, order_AV, sorted_AV.masked_fill(outside_AV, -torch.inf)
+    )
+    return kept_AV - kept_AV.logsumexp(-1, keepdim=True)
 
 
 def _streams(seed: int, prompts: Sequence[Prompt]) -> list[int]:
@@ -151,6 +174,7 @@ class _Decode:
         self,
         uniform_AL: Tensor,
         temperature: float,
+        top_p: float,
         eos: Tensor,
         progress: Callable[[int], None] | None,
     ) -> list[Rollout]:
@@ -164,7 +188,9 @@ class _Decode:
         alive = torch.arange(rows, device=device)  # which response each row of the batch is
         cache, logits_AV, real_AW, position_A = self._prefill(length)
         for t in range(length):
-            token_a, logprob_a = inverse_cdf(logits_AV, uniform_AL[alive, t], temperature)
+            token_a, logprob_a = inverse_cdf(
+                logits_AV, uniform_AL[alive, t], temperature, top_p=top_p
+            )
             running = alive[~ended_A[alive]]
             keep_a = ~ended_A[alive]
             tokens_AL[running, t] = token_a[keep_a]

@@ -1,7 +1,7 @@
 """From a recipe to the parts of a run: the one place that knows both."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tpcli.credit import schedule
+from tpcli.credit.allocation import FOCI
 from tpcli.data.prompts import PromptSet, build_prompts
 from tpcli.data.questions import data_hash, load_questions, split
 from tpcli.errors import UsageError
@@ -19,13 +20,16 @@ from tpcli.policy.load import load_model
 from tpcli.policy.model import Policy
 from tpcli.policy.source import resolve
 from tpcli.policy.store import cache_dir, once
-from tpcli.recipe.schema import Recipe, Scalar, Schedule
+from tpcli.recipe.scalar import Scalar, Schedule, moves
+from tpcli.recipe.schema import Recipe
 from tpcli.reward.verify import check_answers
 from tpcli.rollout.transformers import TransformersEngine
+from tpcli.train.collect import Asking
 from tpcli.train.evaluate import HeldOut
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Parts, Settings
 from tpcli.train.step import Knobs, Learner, Method
+from tpcli.train.tempo import Rule, Tempo
 from tpcli.train.warmup import save_aside, solutions_of, warm_up, warmup_key
 from tpcli.types import Question
 
@@ -50,7 +54,8 @@ def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[P
         )
     with journal.phase("data", 0):
         data = build_data(recipe, tokenizer)
-    _check_context(recipe, model, data)
+    asking = _asking(recipe, data, tokenizer)
+    _check_context(recipe, model, data, asking)
     pad_id = _pad_id(tokenizer)
     if recipe.warmup is not None:
         with journal.phase("warmup", 0):
@@ -73,7 +78,8 @@ def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[P
         tokenizer=tokenizer,
         engine=engine,
         learner=learner,
-        prompts=data.train.prompts,
+        asking=asking,
+        tempo=Tempo(_rules(recipe)),
         held_out=_held_out(recipe, data),
     )
     return parts, data
@@ -122,40 +128,48 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
 
 def settings(recipe: Recipe) -> Settings:
     """The loop's settings."""
-    moving = {
-        key.rpartition(".")[2]: scalar
-        for key, scalar in recipe.scalars().items()
-        if key != "credit.schedule"
-    }
+    overlong = recipe.reward.overlong
     return Settings(
         steps=recipe.train.steps,
         horizon=recipe.horizon,
         seed=recipe.train.seed,
-        prompts_per_step=recipe.rollout.prompts,
-        group_size=recipe.rollout.group_size,
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        verifier=recipe.reward.kind,
         advantage=recipe.credit.advantage,
         eps=recipe.credit.eps,
+        ddof=recipe.credit.ddof,
+        k=recipe.credit.k or 1,
+        mask_overlong=overlong.mask,
+        buffer=overlong.buffer,
+        penalty=overlong.penalty,
         save_every=recipe.train.save_every,
         keep=recipe.train.keep,
         responses_kept=recipe.track.responses,
         with_kl=_needs_reference(recipe),
-        moving=tuple(name for name, scalar in moving.items() if isinstance(scalar, Schedule)),
-        knobs=lambda step: knobs_at(recipe, step),
-        progress=lambda step: _progress(recipe, step),
+        knobs=lambda step, shares: knobs_at(recipe, step, shares),
+        progress=lambda step, shares: _progress(recipe, step, shares),
     )
 
 
-def knobs_at(recipe: Recipe, step: int) -> Knobs:
-    """Every scheduled number at ``step``. Uniform credit has magnitude 0."""
+def knobs_at(recipe: Recipe, step: int, shares: Mapping[str, float]) -> Knobs:
+    """Every scheduled number at ``step``. Uniform credit has no magnitude.
+
+    Args:
+        shares: of the adaptive scalars, by dotted key.
+    """
     value = {
-        key: value_at(scalar, step, recipe.horizon) for key, scalar in recipe.scalars().items()
+        key: value_at(scalar, step, recipe.horizon, shares.get(key))
+        for key, scalar in recipe.scalars().items()
     }
-    uniform = recipe.credit.allocation == "uniform"
+    followed = recipe.credit.magnitudes()
+    moving = {
+        key.rpartition(".")[2]: value[key]
+        for key, scalar in recipe.scalars().items()
+        if moves(scalar) and not key.startswith("credit.")
+    }
+    if len(followed) > 1:
+        moving |= {name: value[key] for name, key in followed.items()}
     return Knobs(
         temperature=value["rollout.temperature"],
-        magnitude=0.0 if uniform else value["credit.schedule"],
+        magnitudes={name: value[key] for name, key in followed.items()},
         clip_low=value["loss.clip_low"],
         clip_high=value["loss.clip_high"],
         kl_coef=value["loss.kl_coef"],
@@ -167,30 +181,66 @@ def knobs_at(recipe: Recipe, step: int) -> Knobs:
             warmup_steps=recipe.optim.warmup_steps,
             schedule=recipe.optim.schedule,
         ),
+        moving=moving,
     )
 
 
-def value_at(scalar: Scalar, step: int, horizon: int) -> float:
-    """A number, or what its schedule says at ``step``."""
+def value_at(scalar: Scalar, step: int, horizon: int, share: float | None = None) -> float:
+    """A number, or what its schedule says at ``step`` (adaptive: at ``share``)."""
     if not isinstance(scalar, Schedule):
         return scalar
-    return schedule.value(
-        step,
-        horizon,
-        curve=scalar.curve,
-        initial=scalar.initial,
-        final=scalar.final,
-        start=scalar.start,
-        end=scalar.end,
-        gamma=scalar.gamma,
-    )
+    return schedule.value(step, horizon, **scalar.course(), share=share)
 
 
-def _progress(recipe: Recipe, step: int) -> float:
-    moves = recipe.credit.schedule
-    if not isinstance(moves, Schedule) or moves.curve == "constant":
+def _progress(recipe: Recipe, step: int, shares: Mapping[str, float]) -> float:
+    """How far the first allocation's magnitude has come."""
+    key = next(iter(recipe.credit.magnitudes().values()), None)
+    scalar = recipe.scalars()[key] if key else None
+    if key is None or not isinstance(scalar, Schedule) or not moves(scalar):
         return 0.0
-    return schedule.progress(step, recipe.horizon, start=moves.start, end=moves.end)
+    if scalar.curve == "adaptive":
+        return 1.0 - shares[key]
+    return schedule.progress(step, recipe.horizon, start=scalar.start, end=scalar.end)
+
+
+def _rules(recipe: Recipe) -> dict[str, Rule]:
+    """The scalars that follow a measurement."""
+    found = {}
+    for key, scalar in recipe.scalars().items():
+        if isinstance(scalar, Schedule) and scalar.curve == "adaptive":
+            first, last = schedule.window(recipe.horizon, start=scalar.start, end=scalar.end)
+            assert scalar.target is not None
+            found[key] = Rule(
+                signal=scalar.signal,
+                target=scalar.target,
+                gain=scalar.gain,
+                max_change=scalar.max_change,
+                smoothing=scalar.smoothing,
+                first=first,
+                last=last,
+            )
+    return found
+
+
+def _asking(recipe: Recipe, data: Data, tokenizer: PreTrainedTokenizerBase) -> Asking:
+    rollout, prompts = recipe.rollout, data.train.prompts
+    solutions: dict[str, Sequence[int]] = {}
+    if "expert_prefix" in recipe.credit.allocations:
+        # Without the end of sequence: a prefix that ends the response leaves nothing to say.
+        found = solutions_of(prompts, tokenizer, purpose="give as a prefix")
+        solutions = {p.question.id: s[:-1] for p, s in zip(prompts, found, strict=True)}
+    refills = rollout.dynamic_sampling
+    return Asking(
+        prompts=prompts,
+        prompts_per_step=rollout.prompts,
+        group_size=rollout.group_size,
+        max_new_tokens=rollout.max_new_tokens,
+        top_p=rollout.top_p,
+        verifier=recipe.reward.kind,
+        seed=recipe.train.seed,
+        rounds=refills.rounds if refills else 0,
+        solutions=solutions,
+    )
 
 
 def _weights(recipe: Recipe, journal: Journal) -> Path:
@@ -258,12 +308,20 @@ def _learner(
         reference = Policy(copy.deepcopy(model), head_chunk=recipe.train.head_chunk)
         reference.requires_grad_(False).to(accelerator.device)
     loss, credit = recipe.loss, recipe.credit
+    focus = credit.trajectory_percentile.focus
     method = Method(
-        allocation=credit.allocation,
+        allocations=credit.allocations,
+        focus=FOCI[focus] if isinstance(focus, str) else focus,
         alpha=credit.entropy_advantage.alpha,
         kappa=credit.entropy_advantage.kappa,
         objective=loss.objective,
         dual_clip=loss.dual_clip,
+        tau_positive=loss.tau_positive,
+        tau_negative=loss.tau_negative,
+        correction=loss.correction.kind,
+        correction_level=loss.correction.level,
+        correction_low=loss.correction.low,
+        correction_high=loss.correction.high,
         reduction=loss.reduction,
         denominator=loss.denominator,
         constant=loss.constant or float(recipe.rollout.max_new_tokens),
@@ -300,14 +358,17 @@ def _held_out(recipe: Recipe, data: Data) -> HeldOut | None:
         temperature=section.temperature,
         max_new_tokens=section.max_new_tokens or recipe.rollout.max_new_tokens,
         seed=recipe.data.seed,
+        top_p=recipe.rollout.top_p,
     )
 
 
-def _check_context(recipe: Recipe, model: PreTrainedModel, data: Data) -> None:
+def _check_context(recipe: Recipe, model: PreTrainedModel, data: Data, asking: Asking) -> None:
     """Refuse responses that would run past what the model's positions reach."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     prompts = [*data.train.prompts, *data.held_out.prompts]
-    longest = max(len(prompt.tokens) for prompt in prompts)
+    longest = max(
+        len(prompt.tokens) + len(asking.solutions.get(prompt.question.id, ())) for prompt in prompts
+    )
     wanted = max(recipe.rollout.max_new_tokens, recipe.eval.max_new_tokens or 0)
     if isinstance(limit, int) and longest + wanted > limit:
         raise UsageError(

@@ -7,7 +7,7 @@
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class Position:
         horizon: steps the schedules stretch over.
         prompts_seen: how far the sampler has come in its order of the prompts.
         seed: of that order and of the sampler's numbers.
+        tempo: how far the adaptive schedules have come.
     """
 
     step: int
     horizon: int
     prompts_seen: int
     seed: int
+    tempo: dict[str, Any] = field(default_factory=dict)
 
 
 def save(
@@ -68,6 +70,7 @@ def save(
             "horizon": position.horizon,
             "prompts_seen": position.prompts_seen,
             "seed": position.seed,
+            "tempo": position.tempo,
         },
     )
     for path in sorted(aside.rglob("*")):
@@ -101,6 +104,7 @@ def position_of(folder: Path) -> Position:
         horizon=state["horizon"],
         prompts_seen=state["prompts_seen"],
         seed=state["seed"],
+        tempo=state.get("tempo", {}),
     )
 
 

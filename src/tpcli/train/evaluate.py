@@ -12,6 +12,9 @@ from tpcli.reward.verify import grade
 from tpcli.rollout.engine import RolloutEngine
 from tpcli.types import Prompt, Rollout, Verdict
 
+Decode = Callable[[Prompt, Rollout], str]
+"""The text of a whole response, given solution prefix included."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -23,17 +26,18 @@ class HeldOut:
     temperature: float | None
     max_new_tokens: int
     seed: int
+    top_p: float = 1.0
 
 
 def grade_all(
     groups: Sequence[Sequence[Rollout]],
     prompts: Sequence[Prompt],
-    decode: Callable[[Rollout], str],
+    decode: Decode,
     kind: VerifierName,
 ) -> list[Verdict]:
     """A verdict on every whole response, group by group."""
     return [
-        grade(decode(rollout), prompt.question.answer, kind=kind, finished=rollout.finished)
+        grade(decode(prompt, rollout), prompt.question.answer, kind=kind, finished=rollout.finished)
         for prompt, group in zip(prompts, groups, strict=True)
         for rollout in group
     ]
@@ -42,7 +46,7 @@ def grade_all(
 def accuracy(
     held_out: HeldOut,
     engine: RolloutEngine,
-    decode: Callable[[Rollout], str],
+    decode: Decode,
     kind: VerifierName,
     accelerator: Accelerator,
     *,
@@ -64,6 +68,7 @@ def accuracy(
             group_size=1 if greedy else held_out.samples,
             seed=held_out.seed,
             temperature=0.0 if greedy else held_out.temperature or temperature,
+            top_p=held_out.top_p,
             max_new_tokens=held_out.max_new_tokens,
             progress=partial(_count_on, progress, done, work) if progress else None,
         )

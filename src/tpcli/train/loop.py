@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tpcli.credit.advantage import ADVANTAGES
-from tpcli.names import AdvantageName, VerifierName
+from tpcli.credit.advantage import advantages
+from tpcli.names import AdvantageName, SignalName
 from tpcli.registry.folder import STOP
+from tpcli.reward.length import overlong_penalty
 from tpcli.rollout.engine import RolloutEngine
 from tpcli.train import checkpoint
-from tpcli.train.evaluate import HeldOut, accuracy, grade_all
+from tpcli.train.collect import Asking, Collected, Collector
+from tpcli.train.evaluate import HeldOut, accuracy
 from tpcli.train.journal import Journal
 from tpcli.train.measure import finish, tally
-from tpcli.train.order import prompts_of, sampler_seed
+from tpcli.train.order import response_seed
 from tpcli.train.step import Knobs, Learned, Learner
-from tpcli.types import Prompt, Rollout, StepStats, TokenBatch, Verdict
+from tpcli.train.tempo import Tempo
+from tpcli.types import Prompt, Rollout, StepStats, TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +39,38 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     engine: RolloutEngine
     learner: Learner
-    prompts: Sequence[Prompt]
+    asking: Asking
+    tempo: Tempo
     held_out: HeldOut | None
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the loop goes. ``knobs`` and ``progress`` map a step to scheduled values."""
+    """How the loop goes.
+
+    Attributes:
+        k: of advantage pass_at_k.
+        mask_overlong: unfinished responses are left out of the loss.
+        buffer, penalty: of the soft penalty on length.
+        knobs, progress: from a step, and the shares of what is adaptive, to scheduled values.
+    """
 
     steps: int
     horizon: int
     seed: int
-    prompts_per_step: int
-    group_size: int
-    max_new_tokens: int
-    verifier: VerifierName
     advantage: AdvantageName
     eps: float
+    ddof: int
+    k: int
+    mask_overlong: bool
+    buffer: int
+    penalty: float
     save_every: int
     keep: int
     responses_kept: int
     with_kl: bool
-    moving: tuple[str, ...]
-    knobs: Callable[[int], Knobs]
-    progress: Callable[[int], float]
+    knobs: Callable[[int, Mapping[str, float]], Knobs]
+    progress: Callable[[int, Mapping[str, float]], float]
 
 
 class Loop:
@@ -70,6 +81,9 @@ class Loop:
         self._rank = parts.accelerator.process_index
         self._ranks = parts.accelerator.num_processes
         self._since = time.perf_counter()
+        self._collector = Collector(
+            parts.asking, parts.engine, self._decode, journal, rank=self._rank, ranks=self._ranks
+        )
 
     def run(self, done: int) -> None:
         """Train from step ``done`` to the end, or to the step after which it is asked to stop.
@@ -95,73 +109,78 @@ class Loop:
         self._journal.enter("done", self._set.steps)
 
     def _step(self, step: int) -> None:
-        knobs = self._set.knobs(step)
-        with self._journal.phase("rollout", step) as report:
-            prompts, groups = self._ask(step, knobs, report)
-        with self._journal.phase("reward", step):
-            verdicts = grade_all(groups, prompts, self._decode, self._set.verifier)
-            rollouts = [rollout for group in groups for rollout in group]
-            batch = self._collate(prompts, rollouts, verdicts)
+        tempo = self._parts.tempo
+        knobs = self._set.knobs(step, tempo.shares)
+        with self._parts.accelerator.autocast():
+            collected = self._collector.collect(
+                step,
+                temperature=knobs.temperature,
+                prefix=knobs.magnitudes.get("expert_prefix", 0.0),
+            )
+        batch = self._collate(step, collected)
         with self._journal.phase("update", step):
             learned = self._parts.learner.update(batch, knobs)
-        total = tally(batch, rollouts, verdicts, learned).over(self._parts.accelerator)
+        total = tally(batch, collected, learned).over(self._parts.accelerator)
         stats = finish(
             step,
             total,
             knobs,
-            progress=self._set.progress(step),
+            progress=self._set.progress(step, tempo.shares),
             updates=self._parts.learner.method.updates,
             grad_norm=learned.grad_norm,
             with_kl=self._set.with_kl,
-            moving=self._set.moving,
+            with_correction=self._parts.learner.method.correction != "none",
+            with_refills=self._parts.asking.rounds > 0,
         )
-        self._journal.responses(self._samples(step, batch, rollouts, verdicts, learned))
+        tempo.after(step, _signals(stats))
+        self._journal.responses(self._samples(step, batch, collected, learned))
         held_out = self._parts.held_out
         if held_out and (step % held_out.every == 0 or step == self._set.steps):
             stats.scalars.update(self._evaluate(step))
         stats.scalars.update(self._costs(float(total.sums["credit"][1])))
         self._journal.metrics(stats)
 
-    def _ask(
-        self, step: int, knobs: Knobs, report: Callable[[float, float], None]
-    ) -> tuple[list[Prompt], list[list[Rollout]]]:
-        """This process's prompts of the step, and their responses."""
-        every = prompts_of(
-            step, self._parts.prompts, count=self._set.prompts_per_step, seed=self._set.seed
-        )
-        share = len(every) // self._ranks
-        mine = every[self._rank * share : (self._rank + 1) * share]
-        with self._parts.accelerator.autocast():
-            groups = self._parts.engine.sample(
-                mine,
-                group_size=self._set.group_size,
-                # Plus the rank: a question asked by two processes must not get the same responses.
-                seed=sampler_seed(self._set.seed, step) + self._rank,
-                temperature=knobs.temperature,
-                max_new_tokens=self._set.max_new_tokens,
-                progress=report,
-            )
-        return mine, groups
-
-    def _collate(
-        self,
-        prompts: Sequence[Prompt],
-        rollouts: Sequence[Rollout],
-        verdicts: Sequence[Verdict],
-    ) -> TokenBatch:
+    def _collate(self, step: int, collected: Collected) -> TokenBatch:
+        rollouts = [rollout for group in collected.groups for rollout in group]
+        verdicts = [verdict for group in collected.verdicts for verdict in group]
         tokens_BT = pad_sequence([r.tokens_L for r in rollouts], batch_first=True)
-        lengths_B = torch.tensor([len(r.tokens_L) for r in rollouts])
-        reward_B = torch.tensor([v.reward for v in verdicts])
+        lengths = [len(r.tokens_L) for r in rollouts]
+        asking, settings = self._parts.asking, self._set
+        reward_B = torch.tensor(
+            [
+                verdict.reward
+                - overlong_penalty(
+                    length,
+                    limit=asking.max_new_tokens,
+                    buffer=settings.buffer,
+                    penalty=settings.penalty,
+                )
+                for verdict, length in zip(verdicts, lengths, strict=True)
+            ]
+        )
+        first = self._rank * len(rollouts)
+        finished_B = torch.tensor([r.finished for r in rollouts])
         return TokenBatch(
-            prompts=prompts,
+            prompts=collected.prompts,
             tokens_BT=tokens_BT,
-            mask_BT=torch.arange(tokens_BT.shape[1]) < lengths_B[:, None],
+            mask_BT=torch.arange(tokens_BT.shape[1]) < torch.tensor(lengths)[:, None],
             rollout_logprob_BT=pad_sequence([r.logprobs_L for r in rollouts], batch_first=True),
             reward_B=reward_B,
-            advantage_B=ADVANTAGES[self._set.advantage](
-                reward_B, group_size=self._set.group_size, eps=self._set.eps
+            advantage_B=mine_of_all(
+                reward_B,
+                self._parts.accelerator,
+                lambda every_B: advantages(
+                    settings.advantage,
+                    every_B,
+                    group_size=asking.group_size,
+                    eps=settings.eps,
+                    ddof=settings.ddof,
+                    k=settings.k,
+                ),
             ),
-            group_size=self._set.group_size,
+            group_size=asking.group_size,
+            learns_B=finished_B if settings.mask_overlong else None,
+            seeds=[response_seed(settings.seed, step, first + b) for b in range(len(rollouts))],
         )
 
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -173,46 +192,59 @@ class Loop:
                 held_out,
                 self._parts.engine,
                 self._decode,
-                self._set.verifier,
+                self._parts.asking.verifier,
                 accelerator,
-                temperature=self._set.knobs(max(step, 1)).temperature,
+                temperature=self._set.knobs(max(step, 1), self._parts.tempo.shares).temperature,
                 progress=report,
             )
 
-    def _decode(self, rollout: Rollout) -> str:
-        text = self._parts.tokenizer.decode(rollout.tokens_L, skip_special_tokens=True)
+    def _decode(self, prompt: Prompt, rollout: Rollout) -> str:
+        given = prompt.tokens[len(prompt.tokens) - prompt.prefix :]
+        text = self._parts.tokenizer.decode(
+            [*given, *rollout.tokens_L.tolist()], skip_special_tokens=True
+        )
         assert isinstance(text, str)
         return text
 
     def _samples(
-        self,
-        step: int,
-        batch: TokenBatch,
-        rollouts: Sequence[Rollout],
-        verdicts: Sequence[Verdict],
-        learned: Learned,
+        self, step: int, batch: TokenBatch, collected: Collected, learned: Learned
     ) -> list[dict[str, Any]]:
         """The first response of each of the first few prompts, token by token."""
-        every = range(0, len(rollouts), batch.group_size)
         return [
-            {
-                "step": step,
-                "question": batch.prompts[b // batch.group_size].question.text,
-                "answer": batch.prompts[b // batch.group_size].question.answer,
-                "response": self._decode(rollouts[b]),
-                "reward": verdicts[b].reward,
-                "status": verdicts[b].status,
-                "extracted": verdicts[b].extracted,
-                "tokens": [
-                    self._parts.tokenizer.decode([t]) for t in rollouts[b].tokens_L.tolist()
-                ],
-                "logprob": _rounded(rollouts[b].logprobs_L),
-                "entropy": _rounded(learned.entropy_BT[b][batch.mask_BT[b]]),
-                "weight": _rounded(learned.weight_BT[b][batch.mask_BT[b]]),
-                "advantage": _rounded(learned.advantage_BT[b][batch.mask_BT[b]]),
-            }
-            for b in list(every)[: self._set.responses_kept]
+            self._sample(step, batch, collected, learned, place)
+            for place in range(min(self._set.responses_kept, len(collected.groups)))
         ]
+
+    def _sample(
+        self, step: int, batch: TokenBatch, collected: Collected, learned: Learned, place: int
+    ) -> dict[str, Any]:
+        prompt, rollout = collected.prompts[place], collected.groups[place][0]
+        verdict, b = collected.verdicts[place][0], place * batch.group_size
+        ids = rollout.tokens_L.tolist()
+        tokens = {
+            "old_logprob": learned.logprob_BT,
+            "entropy": learned.entropy_BT,
+            "weight": learned.weight_BT,
+            "advantage": learned.advantage_BT,
+        }
+        return {
+            "step": step,
+            "question": prompt.question.text,
+            "answer": prompt.question.answer,
+            "response": self._decode(prompt, rollout),
+            "reward": verdict.reward,
+            "status": verdict.status,
+            "extracted": verdict.extracted,
+            "group_advantage": float(batch.advantage_B[b]),
+            "learns": batch.learns_B is None or bool(batch.learns_B[b]),
+            "seed": batch.seeds[b],
+            "prefix": prompt.prefix,
+            "prompt_ids": list(prompt.tokens),
+            "ids": ids,
+            "tokens": [self._parts.tokenizer.decode([t]) for t in ids],
+            "logprob": _rounded(rollout.logprobs_L),
+            **{name: _rounded(value_BT[b, : len(ids)]) for name, value_BT in tokens.items()},
+        }
 
     def _costs(self, tokens: float) -> dict[str, float]:
         """Seconds by phase since the last line, tokens a second, memory.
@@ -245,8 +277,9 @@ class Loop:
                 checkpoint.Position(
                     step=step,
                     horizon=self._set.horizon,
-                    prompts_seen=step * self._set.prompts_per_step,
+                    prompts_seen=step * self._parts.asking.prompts_per_step,
                     seed=self._set.seed,
+                    tempo=self._parts.tempo.state(),
                 ),
                 self._parts.model,
                 self._parts.tokenizer,
@@ -263,6 +296,17 @@ class Loop:
         return bool(accelerator.reduce(vote, "sum").item() > 0)
 
 
+def mine_of_all(
+    value_B: Tensor, accelerator: Accelerator, function: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """This process's part of a function of the values of all processes, on the CPU."""
+    if accelerator.num_processes == 1:
+        return function(value_B)
+    every_B = accelerator.gather(value_B.to(accelerator.device)).cpu()
+    first = accelerator.process_index * len(value_B)
+    return function(every_B)[first : first + len(value_B)]
+
+
 def peak_gib() -> float:
     """Largest resident memory of this process so far, GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -270,4 +314,10 @@ def peak_gib() -> float:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(float(v), 5) for v in values]
+    return [round(float(v), 6) for v in values]
+
+
+def _signals(stats: StepStats) -> dict[SignalName, float]:
+    """What adaptive schedules follow; accuracy is of all responses drawn, replaced ones too."""
+    accuracy = stats.scalars.get("sampling/accuracy", stats.scalars["verdict/correct"])
+    return {"entropy": stats.scalars["entropy/all"], "accuracy": accuracy}

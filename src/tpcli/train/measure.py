@@ -5,7 +5,6 @@ what is a maximum instead.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from tpcli.metrics.stats import STAGES, by_percentile, by_stage, groups_without_signal, mean_of
 from tpcli.names import VerdictStatus
+from tpcli.train.collect import Collected
 from tpcli.train.step import Knobs, Learned
-from tpcli.types import Rollout, StepStats, TokenBatch, Verdict
+from tpcli.types import StepStats, TokenBatch
 
 
 @dataclass(slots=True)
@@ -52,12 +52,16 @@ class Tally:
 
 def tally(
     batch: TokenBatch,
-    rollouts: Sequence[Rollout],
-    verdicts: Sequence[Verdict],
+    collected: Collected,
     learned: Learned,
 ) -> Tally:
     """Count one process's share of a step."""
     out, mask_BT = Tally(), batch.mask_BT
+    rollouts = [rollout for group in collected.groups for rollout in group]
+    verdicts = [verdict for group in collected.verdicts for verdict in group]
+    out.add("drawn", collected.drawn, collected.correct, collected.refilled)
+    if batch.learns_B is not None:
+        out.add("masked", (~batch.learns_B).sum())
     rewards, lengths = batch.reward_B.double(), mask_BT.sum(-1).double()
     responses = len(rewards)
     out.add("reward", rewards.sum(), rewards.square().sum(), responses)
@@ -73,6 +77,9 @@ def tally(
     credited_BT = (learned.weight_BT != 0) & mask_BT
     out.add("credit", credited_BT.sum(), mask_BT.sum())
     out.sums["credit/percentile"] = by_percentile(credited_BT.double(), mask_BT)
+    out.sums["clip/percentile"] = by_percentile(learned.clipped_BT.double(), mask_BT)
+    push_BT = (learned.coefficient_BT * learned.advantage_BT).abs()
+    out.sums["mass/percentile"] = by_percentile(push_BT, mask_BT)
     for name, value_BT in (("entropy", learned.entropy_BT), ("kl", learned.kl_BT)):
         out.sums[f"{name}/stage"] = by_stage(value_BT, mask_BT)
         out.sums[f"{name}/percentile"] = by_percentile(value_BT, mask_BT)
@@ -91,6 +98,8 @@ _LOSS_SUMS = (
     "clip_dual",
     "ppo_kl",
     "learning_tokens",
+    "correction",
+    "corrected",
 )
 
 
@@ -103,22 +112,45 @@ def finish(
     updates: int,
     grad_norm: float,
     with_kl: bool,
-    moving: Sequence[str],
+    with_correction: bool = False,
+    with_refills: bool = False,
 ) -> StepStats:
-    """Means, shares and spreads from the tally of all processes.
-
-    Args:
-        moving: knobs that the recipe schedules; each is logged beside the magnitude.
-    """
+    """Means, shares and spreads from the tally of all processes."""
     sums = {name: value.tolist() for name, value in total.sums.items()}
+    scalars = {
+        **_rewards(sums),
+        "length/max": float(total.largest["length"]),
+        "schedule/progress": progress,
+        "schedule/magnitude": knobs.magnitude,
+        **{f"schedule/{name}": value for name, value in knobs.moving.items()},
+        "credit/tokens": sums["credit"][0],
+        "credit/share": sums["credit"][0] / max(sums["credit"][1], 1.0),
+        "credit/gradient_scale": sums["scale"][0] / updates,
+        **_losses(sums, updates, with_correction),
+        "optim/grad_norm": grad_norm,
+        "optim/lr": knobs.lr,
+        "gap/mean": sums["gap"][0] / max(sums["credit"][1], 1.0),
+        "gap/max": float(total.largest["gap"]),
+    }
+    if with_refills:
+        drawn, correct, refilled = sums["drawn"]
+        scalars["sampling/accuracy"] = correct / drawn
+        scalars["sampling/responses"] = drawn
+        scalars["sampling/refilled_groups"] = refilled
+    for name in ("entropy", "kl") if with_kl else ("entropy",):
+        stages = mean_of(total.sums[f"{name}/stage"])
+        for stage, value in zip(("all", *STAGES), stages, strict=True):
+            if value is not None:
+                scalars[f"{name}/{stage}"] = value
+    return StepStats(step, scalars, _percentiles(total, with_kl))
+
+
+def _rewards(sums: dict[str, list[float]]) -> dict[str, float]:
+    """Rewards, verdicts and lengths."""
     rewards, squares, responses = sums["reward"]
     mean = rewards / responses
     variance = max(squares / responses - mean * mean, 0.0) * responses / max(responses - 1, 1)
-    tokens = sums["credit"][1]
-    loss = dict(zip(_LOSS_SUMS, sums["loss"], strict=True))
-    # Clipping can only touch tokens that learn; shares are of all credited tokens.
-    credited = max(sums["credit"][0], 1.0)
-    scalars = {
+    found = {
         "reward/mean": mean,
         "reward/std": variance**0.5,
         "reward/groups_without_signal": sums["quiet"][0] / sums["quiet"][1],
@@ -127,29 +159,34 @@ def finish(
             for status, count in zip(get_args(VerdictStatus), sums["verdict"], strict=True)
         },
         "length/mean": sums["length"][0] / responses,
-        "length/max": float(total.largest["length"]),
         "length/truncated": sums["length"][1] / responses,
-        "schedule/progress": progress,
-        "schedule/magnitude": knobs.magnitude,
-        **{f"schedule/{name}": float(getattr(knobs, name)) for name in moving},
-        "credit/tokens": sums["credit"][0],
-        "credit/share": sums["credit"][0] / max(tokens, 1.0),
-        "credit/gradient_scale": sums["scale"][0] / updates,
+    }
+    if "masked" in sums:
+        found["length/masked"] = sums["masked"][0] / responses
+    return found
+
+
+def _losses(sums: dict[str, list[float]], updates: int, with_correction: bool) -> dict[str, float]:
+    loss = dict(zip(_LOSS_SUMS, sums["loss"], strict=True))
+    # Clipping can only touch tokens that learn; shares are of all credited tokens.
+    credited, learning = max(sums["credit"][0], 1.0), max(loss["learning_tokens"], 1.0)
+    found = {
         "loss/total": loss["loss"] / updates,
         **{f"loss/{k}": loss[k] / credited for k in ("clip_low", "clip_high", "clip_dual")},
-        "loss/ppo_kl": loss["ppo_kl"] / max(loss["learning_tokens"], 1.0),
+        "loss/ppo_kl": loss["ppo_kl"] / learning,
         "loss/kl": loss["kl_loss"] / updates,
         "loss/entropy_bonus": loss["entropy_bonus"] / updates,
-        "optim/grad_norm": grad_norm,
-        "optim/lr": knobs.lr,
-        "gap/mean": sums["gap"][0] / max(tokens, 1.0),
-        "gap/max": float(total.largest["gap"]),
     }
-    percentiles = {"credit/percentile": mean_of(total.sums["credit/percentile"])}
-    for name in ("entropy", "kl") if with_kl else ("entropy",):
-        stages = mean_of(total.sums[f"{name}/stage"])
-        for stage, value in zip(("all", *STAGES), stages, strict=True):
-            if value is not None:
-                scalars[f"{name}/{stage}"] = value
-        percentiles[f"{name}/percentile"] = mean_of(total.sums[f"{name}/percentile"])
-    return StepStats(step, scalars, percentiles)
+    if with_correction:
+        found["correction/weight"] = loss["correction"] / learning
+        found["correction/share"] = loss["corrected"] / learning
+    return found
+
+
+def _percentiles(total: Tally, with_kl: bool) -> dict[str, list[float | None]]:
+    """Means by trajectory percentile; of the mass, each bin's share of the whole."""
+    names = ["credit", "clip", "entropy", *(["kl"] if with_kl else [])]
+    found = {f"{name}/percentile": mean_of(total.sums[f"{name}/percentile"]) for name in names}
+    mass_Q = total.sums["mass/percentile"][0]
+    found["mass/percentile"] = (mass_Q / mass_Q.sum().clamp(min=1e-300)).tolist()
+    return found

@@ -1,6 +1,6 @@
 """Which prompts a step asks: a pure function of the seed, so a resumed run needs no history."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -29,9 +29,29 @@ def _shuffled(length: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def sampler_seed(seed: int, step: int) -> int:
-    """Seed of the rollouts of ``step``."""
-    return _mix(seed, step) ^ 0x5DEECE66D
+def further_prompts(
+    step: int, round_: int, prompts: Sequence[Prompt], *, asked: Container[str], seed: int
+) -> Iterator[Prompt]:
+    """Prompts to ask in place of others in refill ``round_`` (from 1) of ``step``, shuffled.
+
+    Args:
+        asked: ids of the questions this step has asked; they are left out.
+    """
+    generator = torch.Generator().manual_seed(_mix(_mix(seed, step), round_))
+    for place in torch.randperm(len(prompts), generator=generator).tolist():
+        if prompts[place].question.id not in asked:
+            yield prompts[place]
+
+
+def sampler_seed(seed: int, step: int, round_: int = 0) -> int:
+    """Seed of the rollouts of ``step``; each refill round has its own."""
+    base = _mix(seed, step) ^ 0x5DEECE66D
+    return _mix(base, round_) if round_ else base
+
+
+def response_seed(seed: int, step: int, response: int) -> int:
+    """Seed of what is drawn at random for response number ``response`` of ``step``."""
+    return _mix(_mix(seed, step), response) ^ 0x2545F4914F6CDD1D
 
 
 def _mix(a: int, b: int) -> int:

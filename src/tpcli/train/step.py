@@ -4,21 +4,24 @@ Letters: B responses of this process, T padded response tokens, b responses of a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tpcli.credit.allocation import NEEDS_ENTROPY, allocate
+from tpcli.credit.allocation import NEEDS_SCORING, allocate
 from tpcli.errors import RunFailedError
+from tpcli.loss.correction import correct
 from tpcli.loss.kl import ESTIMATORS
 from tpcli.loss.reduce import Totals, coefficients, count, gradient_scale
-from tpcli.loss.surrogate import OBJECTIVES
+from tpcli.loss.surrogate import token_loss
 from tpcli.names import (
     AllocationName,
+    CorrectionLevel,
+    CorrectionName,
     DenominatorName,
     KlName,
     ObjectiveName,
@@ -34,11 +37,18 @@ from tpcli.types import TokenBatch
 class Method:
     """What stays fixed over a run."""
 
-    allocation: AllocationName
+    allocations: tuple[AllocationName, ...]
+    focus: tuple[float, float]
     alpha: float
     kappa: float
     objective: ObjectiveName
     dual_clip: float | None
+    tau_positive: float
+    tau_negative: float
+    correction: CorrectionName
+    correction_level: CorrectionLevel
+    correction_low: float
+    correction_high: float
     reduction: ReductionName
     denominator: DenominatorName
     constant: float | None
@@ -50,22 +60,33 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """What a schedule may move: the values of one step."""
+    """What a schedule may move: the values of one step.
+
+    ``moving`` repeats, by name, those that the recipe schedules beside the magnitude.
+    """
 
     temperature: float
-    magnitude: float
+    magnitudes: Mapping[AllocationName, float]
     clip_low: float
     clip_high: float
     kl_coef: float
     entropy_coef: float
     lr: float
+    moving: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def magnitude(self) -> float:
+        """Of the first allocation; 0, plain GRPO, where none has one."""
+        return next(iter(self.magnitudes.values()), 0.0)
 
 
 @dataclass(slots=True, eq=False)
 class Learned:
     """What a phase saw and did; every tensor is this process's share, [B, T] on the CPU.
 
-    ``sums`` holds numbers to be added up over processes; ``grad_norm`` is already global.
+    ``coefficient_BT`` is what each token's loss was multiplied by, ``clipped_BT`` where a bound of
+    the objective held. ``sums`` holds numbers to be added up over processes; ``grad_norm`` is
+    already global.
     """
 
     weight_BT: Tensor
@@ -74,6 +95,8 @@ class Learned:
     entropy_BT: Tensor
     kl_BT: Tensor
     ref_logprob_BT: Tensor
+    coefficient_BT: Tensor
+    clipped_BT: Tensor
     sums: dict[str, float]
     grad_norm: float = 0.0
 
@@ -102,25 +125,31 @@ class Learner:
         """Learn from one rollout phase: ``method.updates`` optimiser steps.
 
         With one update the policy that learns is the one that sampled: its log-probs, taken in the
-        learning pass itself, are the old ones. With more, or when the allocation reads entropy, a
-        scoring pass comes first.
+        learning pass itself, are the old ones. With more, or when an allocation reads entropy or
+        log-probs, a scoring pass comes first.
         """
         book = _blank(batch)
         responses = range(len(batch.mask_BT))
-        ahead = self.method.updates > 1 or self.method.allocation in NEEDS_ENTROPY
+        method = self.method
+        ahead = method.updates > 1 or not NEEDS_SCORING.isdisjoint(method.allocations)
         if ahead:
             self._score(batch, responses, knobs, book)
         book.weight_BT, book.advantage_BT = allocate(
-            self.method.allocation,
-            magnitude=knobs.magnitude,
+            method.allocations,
+            magnitudes=knobs.magnitudes,
             mask_BT=batch.mask_BT,
             advantage_B=batch.advantage_B,
             entropy_BT=book.entropy_BT if ahead else None,
-            alpha=self.method.alpha,
-            kappa=self.method.kappa,
+            logprob_BT=book.logprob_BT if ahead else None,
+            focus=method.focus,
+            alpha=method.alpha,
+            kappa=method.kappa,
+            seeds=batch.seeds,
         )
+        if batch.learns_B is not None:
+            book.weight_BT = book.weight_BT * batch.learns_B[:, None]
         set_lr(self.optimizer, knobs.lr)
-        share = len(responses) // self.method.updates
+        share = len(responses) // method.updates
         norms = [
             self._optimise(batch, responses[at : at + share], knobs, book, scored=ahead)
             for at in range(0, len(responses), share)
@@ -136,7 +165,7 @@ class Learner:
         weight_BT, mask_BT = book.weight_BT[here], batch.mask_BT[here]
         totals = self._totals(weight_BT, mask_BT)
         coefficient_BT = torch.zeros_like(book.weight_BT)
-        coefficient_BT[here] = coefficients(
+        book.coefficient_BT[here] = coefficient_BT[here] = coefficients(
             weight_BT,
             mask_BT,
             totals,
@@ -200,7 +229,8 @@ class Learner:
             self._record(packed, hidden_MD, knobs, book)
         device = logprob_bT.device
         old_bT = book.logprob_BT[responses_b].to(device) if scored else logprob_bT.detach()
-        token = OBJECTIVES[self.method.objective](
+        token = token_loss(
+            self.method.objective,
             logprob_bT,
             torch.where(chosen_bT, old_bT, 0.0),
             book.advantage_BT[responses_b].to(device),
@@ -208,8 +238,12 @@ class Learner:
             clip_low=knobs.clip_low,
             clip_high=knobs.clip_high,
             dual_clip=self.method.dual_clip,
+            tau_positive=self.method.tau_positive,
+            tau_negative=self.method.tau_negative,
         )
         loss_bT = token.loss_BT
+        if self.method.correction != "none":
+            loss_bT = loss_bT * self._correction(batch, responses_b, chosen_bT, book)
         if knobs.kl_coef:
             ref_bT = torch.where(chosen_bT, book.ref_logprob_BT[responses_b].to(device), 0.0)
             kl_bT = ESTIMATORS[self.method.kl_estimator](logprob_bT, ref_bT)
@@ -227,8 +261,28 @@ class Learner:
             ("clip_dual", token.dual_BT),
         ):
             _add(book.sums, name, (clipped_bT & chosen_bT).sum())
+        clipped_bT = (token.low_BT | token.high_BT | token.dual_BT) & chosen_bT
+        book.clipped_BT[responses_b] = clipped_bT.cpu()
         _add(book.sums, "ppo_kl", -torch.where(chosen_bT, token.log_ratio_BT, 0.0).sum())
         return loss
+
+    def _correction(
+        self, batch: TokenBatch, responses_b: Tensor, chosen_bT: Tensor, book: Learned
+    ) -> Tensor:
+        """What the policy loss of each token is multiplied by for having been sampled elsewhere."""
+        found = correct(
+            book.logprob_BT[responses_b],
+            batch.rollout_logprob_BT[responses_b],
+            batch.mask_BT[responses_b],
+            kind=self.method.correction,
+            level=self.method.correction_level,
+            low=self.method.correction_low,
+            high=self.method.correction_high,
+        )
+        chosen_bT = chosen_bT.cpu()
+        _add(book.sums, "correction", (found.weight_BT * chosen_bT).sum())
+        _add(book.sums, "corrected", (found.touched_BT & chosen_bT).sum())
+        return found.weight_BT.to(self._accelerator.device)
 
     @torch.no_grad()
     def _score(
@@ -271,7 +325,17 @@ def _blank(batch: TokenBatch) -> Learned:
     def zeros() -> Tensor:
         return torch.zeros(batch.mask_BT.shape)
 
-    return Learned(zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), sums={})
+    return Learned(
+        weight_BT=zeros(),
+        advantage_BT=zeros(),
+        logprob_BT=zeros(),
+        entropy_BT=zeros(),
+        kl_BT=zeros(),
+        ref_logprob_BT=zeros(),
+        coefficient_BT=zeros(),
+        clipped_BT=zeros().bool(),
+        sums={},
+    )
 
 
 def _add(sums: dict[str, float], name: str, value: Tensor) -> None:

@@ -34,9 +34,12 @@ def warmup_key(*depends: Any) -> str:
 
 
 def solutions_of(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, purpose: str = "warm up on"
 ) -> list[tuple[int, ...]]:
     """Each prompt's worked solution as a response.
+
+    Args:
+        purpose: what they are for, as the error says it.
 
     Raises:
         UsageError: a question has no solution.
@@ -44,8 +47,8 @@ def solutions_of(
     missing = sum(prompt.question.solution is None for prompt in prompts)
     if missing:
         raise UsageError(
-            f"{missing} of {len(prompts)} questions have no worked solution to warm up on",
-            hint="leave [warmup] out, set [data].solution_field, or use data with solutions",
+            f"{missing} of {len(prompts)} questions have no worked solution to {purpose}",
+            hint="set [data].solution_field, use data with solutions, or do without them",
         )
     return [sft_tokens(prompt.question.solution or "", tokenizer) for prompt in prompts]
 

@@ -18,7 +18,6 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import PreTrainedModel
 
 from tpcli import errors
 from tpcli.errors import TpcliError, UsageError
@@ -27,7 +26,7 @@ from tpcli.registry.folder import FAILURE, PROVENANCE, RESOLVED, read_json, writ
 from tpcli.train import checkpoint
 from tpcli.train.build import build, device_facts, settings
 from tpcli.train.journal import Journal
-from tpcli.train.loop import Loop
+from tpcli.train.loop import Loop, Parts
 
 
 def main() -> None:
@@ -60,7 +59,7 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
         parts, data = build(recipe, accelerator, journal)
         if accelerator.is_main_process:
             _remember(run_dir, {"data": data.facts, "compute": device_facts(accelerator)})
-        done = _resume(run_dir, recipe.horizon, parts.model, parts.learner.optimizer, new_horizon)
+        done = _resume(run_dir, recipe.horizon, parts, new_horizon)
         Loop(run_dir, parts, settings(recipe), journal).run(done)
         accelerator.end_training()
         return errors.OK
@@ -87,13 +86,7 @@ def _remember(run_dir: Path, facts: dict[str, Any]) -> None:
     write_json_atomic(run_dir / PROVENANCE, known | facts)
 
 
-def _resume(
-    run_dir: Path,
-    horizon: int,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    new_horizon: bool,
-) -> int:
+def _resume(run_dir: Path, horizon: int, parts: Parts, new_horizon: bool) -> int:
     """Load the newest checkpoint; returns the steps done."""
     found = checkpoint.newest(run_dir)
     if found is None:
@@ -107,7 +100,8 @@ def _resume(
             hint=f"keep it with [train].horizon = {before}, or name the new one: "
             f"tpcli resume {run_dir.name} --horizon {horizon}",
         )
-    checkpoint.restore(folder, model, optimizer)
+    position = checkpoint.restore(folder, parts.model, parts.learner.optimizer)
+    parts.tempo.restore(position.tempo)
     return step
 
 
