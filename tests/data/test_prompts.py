@@ -9,10 +9,10 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tpcli.data.prompts import PromptSet, build_prompts, encode, sft_tokens
+from tpcli.data.prompts import PromptSet, build_prompts, encode, sft_tokens, with_prefix
 from tpcli.data.questions import question_id
 from tpcli.errors import UsageError
-from tpcli.types import Question
+from tpcli.types import Prompt, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,3 +129,14 @@ def test_sft_tokens_end_the_response() -> None:
     assert tokens == (*encode(["1+1=2"], tokenizer)[0], tokenizer.eos_token_id)
     with pytest.raises(UsageError, match="no end-of-sequence token"):
         sft_tokens("1", characters(eos_token=None))
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "given"), [(0.0, 0), (0.1, 0), (0.3, 2), (0.5, 2), (0.7, 4), (0.99, 5), (1.0, 5)]
+)
+def test_with_prefix_gives_the_rounded_share(magnitude: float, given: int) -> None:
+    """Of five tokens; Python rounds a half to the even number, and so does the reference."""
+    asked = Prompt(Question("q", "q", "0"), (1, 2))
+    prompt = with_prefix(asked, (30, 31, 32, 33, 34), magnitude=magnitude)
+    assert prompt.tokens == (1, 2, 30, 31, 32, 33, 34)[: 2 + given]
+    assert (prompt.prefix, prompt.question) == (given, asked.question)
