@@ -45,6 +45,14 @@ def test_the_folder_loads_and_has_the_shape_asked_for(architecture: str, tmp_pat
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
+@pytest.mark.parametrize("std", [0.02, 0.08])
+def test_matrices_start_at_the_spread_asked_for(std: float, tmp_path: Path) -> None:
+    folder = resolve("scratch", scratch=settings(init_std=std), cache=tmp_path)
+    model, _ = load_model(folder, dtype="float32", trust_remote_code=False)
+    drawn = torch.cat([p.flatten() for p in model.model.layers.parameters() if p.ndim == 2])
+    assert float(drawn.detach().std()) == pytest.approx(std, rel=0.05)
+
+
 def test_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     def weights(cache: str, seed: int, noise: int) -> list[torch.Tensor]:
         torch.manual_seed(noise)

@@ -26,6 +26,7 @@ def model(tmp_path: Path) -> Path:
         layers=1,
         heads=1,
         context=16,
+        init_std=0.02,
         seed=0,
         cache=tmp_path / "models",
     )

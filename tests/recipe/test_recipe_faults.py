@@ -99,12 +99,106 @@ a = 1
 lr = { a = 1 }
 > 8: optim.lr: a table is not a number above 0
 
+[rollout]
+top_p = 0
+> 8: rollout.top_p: 0 is not a number above 0 and of at most 1
+
+[rollout]
+dynamic_sampling = true
+> 8: rollout.dynamic_sampling: true is not a table or false (write the table
+> [rollout.dynamic_sampling])
+
+[rollout.dynamic_sampling]
+rounds = 0
+> 8: rollout.dynamic_sampling.rounds: 0 is not a whole number above 0
+
+[credit]
+k = 0
+> 8: credit.k: 0 is not a whole number above 0 or false
+
+[credit]
+ddof = 2
+> 8: credit.ddof: 2 is not one of 0, 1
+
+[credit.schedule]
+stairs = 2.5
+> 8: credit.schedule.stairs: 2.5 is not a whole number above 0
+
+[credit.schedule]
+rate = 0
+> 8: credit.schedule.rate: 0 is not a number above 0
+
+[credit.schedule]
+max_change = 1.5
+> 8: credit.schedule.max_change: 1.5 is not a number above 0 and of at most 1
+
+[credit.schedule]
+smoothing = 1
+> 8: credit.schedule.smoothing: 1 is not a number of at least 0 and below 1
+
+[credit.schedule]
+reverse = 1
+> 8: credit.schedule.reverse: 1 is not true or false
+
+[credit.schedule]
+points = [[0, 1], [0.5]]
+> 8: credit.schedule.points[1]: [0.5] is not an array of 2: a number from 0 to 1 and a number
+
+[credit.schedule]
+points = [[0, 1], [1, "0"]]
+> 8: credit.schedule.points[1][1]: "0" is not a number (write it without quotes)
+
+[credit]
+allocation = 3
+> 8: credit.allocation: 3 is not one of "uniform", "trajectory_percentile", "forking_tokens",
+> "entropy_advantage", "low_probability", "random_tokens", "shuffled", "expert_prefix" or an array
+> of them
+
+[credit.trajectory_percentile]
+focus = [0.5, 1.2]
+> 8: credit.trajectory_percentile.focus[1]: 1.2 is not a number from 0 to 1
+
+[credit.trajectory_percentile]
+focus = [0.5]
+> 8: credit.trajectory_percentile.focus: [0.5] is not one of "late", "early", "middle" or an array
+> of 2, each a number from 0 to 1
+
+[reward.overlong]
+mask = "yes"
+> 8: reward.overlong.mask: "yes" is not true or false
+
+[loss]
+tau_positive = 0
+> 8: loss.tau_positive: 0 is not a number above 0
+
 == words
 
 [credit]
 allocation = "uniformm"
 > 8: credit.allocation: "uniformm" is not one of "uniform", "trajectory_percentile",
-> "forking_tokens", "entropy_advantage" (did you mean "uniform"?)
+> "forking_tokens", "entropy_advantage", "low_probability", "random_tokens", "shuffled",
+> "expert_prefix" or an array of them (did you mean "uniform"?)
+
+[credit]
+allocation = ["forking_tokens", "shuffle"]
+> 8: credit.allocation[1]: "shuffle" is not one of "uniform", "trajectory_percentile",
+> "forking_tokens", "entropy_advantage", "low_probability", "random_tokens", "shuffled",
+> "expert_prefix" (did you mean "shuffled"?)
+
+[credit.trajectory_percentile]
+focus = "Late"
+> 8: credit.trajectory_percentile.focus: "Late" is not one of "late", "early", "middle" or an
+> array of 2, each a number from 0 to 1 (did you mean "late"?)
+
+[credit]
+advantage = "rloo"
+> 8: credit.advantage: "rloo" is not one of "group_std", "group_mean", "leave_one_out",
+> "batch_std", "pass_at_k", "gpg"
+
+[loss.correction]
+kind = "truncated"
+> 8: loss.correction.kind: "truncated" is not one of "none", "truncate", "mask" (did you mean
+> "truncate"?)
 
 [optim]
 schedule = "Cosine"
@@ -128,7 +222,7 @@ clip_low = [1]
 [loss.clip_high]
 curve = "lin"
 > 8: loss.clip_high.curve: "lin" is not one of "constant", "linear", "cosine", "sigmoid",
-> "gamma" (did you mean "linear"?)
+> "gamma", "exponential", "stairs", "piecewise", "adaptive" (did you mean "linear"?)
 
 [loss]
 clip_high = { initial = nan }
@@ -156,9 +250,18 @@ end = 1
 lr = 1
 > 7: optm: unknown table (did you mean optim?)
 
+[credit]
+magnitude = 0.5
+> 8: credit.magnitude: unknown key (magnitude belongs to [credit.trajectory_percentile] or
+> [credit.forking_tokens] or [credit.entropy_advantage])
+
+[credit]
+focus = 'early'
+> 8: credit.focus: unknown key (focus belongs to [credit.trajectory_percentile])
+
 [reward]
 foo = 1
-> 8: reward.foo: unknown key ([reward] takes kind)
+> 8: reward.foo: unknown key ([reward] takes kind, overlong)
 
 [[data.examples]]
 question = ''
@@ -242,6 +345,142 @@ final = 0
 end = 0.05
 > 7: loss.entropy_coef: the window from 0 to 0.05 of 10 steps holds no whole step (widen it or
 > train longer)
+
+[rollout.temperature]
+curve = "constant"
+> 7: rollout.temperature: a schedule needs initial here (the defaults are those of a magnitude)
+
+== schedules
+
+[credit.schedule]
+curve = "piecewise"
+> 8: credit.schedule.points: are needed by this curve (write [progress, value] pairs, as in
+> [[0.0, 0.99], [0.5, 0.2], [1.0, 0.0]])
+
+[credit.schedule]
+curve = "piecewise"
+points = [[0, 1], [0.5, 0.3], [0.5, 0.2], [1, 0]]
+> 9: credit.schedule.points: progress must rise from 0 to 1 (write [progress, value] pairs, as in
+> [[0.0, 0.99], [0.5, 0.2], [1.0, 0.0]])
+
+[credit.schedule]
+curve = "piecewise"
+points = [[0, 1], [0.9, 0]]
+> 9: credit.schedule.points: progress must rise from 0 to 1 (write [progress, value] pairs, as in
+> [[0.0, 0.99], [0.5, 0.2], [1.0, 0.0]])
+
+[credit.schedule]
+curve = "piecewise"
+points = [[0, 1], [1, -0.1]]
+> 9: credit.schedule.points: -0.1 must lie in [0, 1]
+
+[credit.schedule]
+curve = "adaptive"
+> 8: credit.schedule.curve: curve = "adaptive" needs target, the entropy that training should hold
+
+[credit.schedule]
+curve = "adaptive"
+target = 1
+signal = "accuracy"
+> 9: credit.schedule.target: 1 must be below 1, as accuracy is a share
+
+[credit.schedule]
+curve = "adaptive"
+target = 0.3
+reverse = true
+> 10: credit.schedule.reverse: turns a course, and adaptive has none (exchange initial and final)
+
+[credit.schedule]
+curve = "gamma"
+final = 0.1
+> 8: credit.schedule.curve: curve = "gamma" is (initial * (1 - p)) ** gamma: it needs initial in
+> [0, 1] and final = 0
+
+[credit]
+schedule = 1.5
+> 8: credit.schedule: the value (1.5) must lie in [0, 1]
+
+[credit.forking_tokens.magnitude]
+curve = "exponential"
+initial = 2
+> 9: credit.forking_tokens.magnitude.initial: 2 must lie in [0, 1]
+
+[credit.low_probability.magnitude]
+start = 0.8
+> 8: credit.low_probability.magnitude.end: 0.8 must be greater than start (0.8) (to keep the value
+> fixed, write curve = "constant")
+
+== allocations
+
+[credit]
+allocation = []
+> 8: credit.allocation: is empty (plain GRPO is "uniform")
+
+[credit]
+allocation = ["forking_tokens", "trajectory_percentile", "forking_tokens"]
+> 8: credit.allocation: forking_tokens is here for the second time
+
+[credit]
+allocation = ["trajectory_percentile", "uniform"]
+> 8: credit.allocation: "uniform" credits every token alike, so it combines with nothing
+
+[credit]
+allocation = "shuffled"
+> 8: credit.allocation: "shuffled" deals the credit of those before it to other tokens (write it
+> last, as in ["forking_tokens", "shuffled"])
+
+[credit]
+allocation = ["shuffled", "forking_tokens"]
+> 8: credit.allocation: "shuffled" deals the credit of those before it to other tokens (write it
+> last, as in ["forking_tokens", "shuffled"])
+
+[credit]
+allocation = ["expert_prefix", "shuffled"]
+> 8: credit.allocation: "shuffled" deals the credit of those before it to other tokens (write it
+> last, as in ["forking_tokens", "shuffled"])
+
+[credit]
+allocation = ["random_tokens", "shuffled"]
+> 8: credit.allocation: "random_tokens" is random already (leave out "shuffled")
+
+[credit.trajectory_percentile]
+focus = [0.5, 0.25]
+> 8: credit.trajectory_percentile.focus: [0.5, 0.25] must not end before it begins
+
+== the method
+
+[credit]
+advantage = "pass_at_k"
+> 8: credit.advantage: advantage = "pass_at_k" needs k, the responses drawn together
+
+[credit]
+k = 2
+> 8: credit.k: belongs to advantage = "pass_at_k" (leave it out or write k = false)
+
+[credit]
+advantage = "pass_at_k"
+k = 9
+> 9: credit.k: 9 must not exceed rollout.group_size (8)
+
+[credit]
+advantage = "pass_at_k"
+k = 2
+[reward.overlong]
+buffer = 4
+> 11: reward.overlong.buffer: makes rewards between right and wrong, which credit.advantage =
+> "pass_at_k" cannot count (write buffer = 0)
+
+[reward.overlong]
+buffer = 1024
+> 8: reward.overlong.buffer: 1024 must be below rollout.max_new_tokens (1024)
+
+[loss.correction]
+low = 2
+> 8: loss.correction.low: 2 must be below high (2)
+
+[loss]
+objective = "cispo"
+> 8: loss.dual_clip: belongs to objective = "ppo_clip" (write dual_clip = false)
 """
 """What follows the head, and after "> " the only fault of it; "==" begins a chapter."""
 
@@ -256,6 +495,16 @@ def cases() -> list[tuple[str, str]]:
 def test_one_fault(text: str, expected: str, tmp_path: Path) -> None:
     found = faults(tmp_path, f"{HEAD}{text}\n")
     assert str(RecipeError(found)) == f"{tmp_path / 'a.toml'}:{expected}"
+
+
+def test_a_prefix_of_a_solution_needs_solutions(tmp_path: Path) -> None:
+    text = HEAD.replace("running_sum", "rg:chain_sum") + '[credit]\nallocation = "expert_prefix"\n'
+    (fault,) = faults(tmp_path, text)
+    assert (fault.line, fault.key) == (8, "credit.allocation")
+    assert fault.message == '"expert_prefix" needs worked solutions'
+    assert fault.hint == (
+        'take data.source = "running_sum", or a file or hub set with data.solution_field'
+    )
 
 
 def test_a_missing_table_is_blamed_on_the_file(tmp_path: Path) -> None:

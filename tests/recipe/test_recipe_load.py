@@ -7,7 +7,7 @@ import pytest
 
 from tpcli.errors import USAGE, Fault, RecipeError
 from tpcli.recipe.load import load_recipe
-from tpcli.recipe.schema import Schedule
+from tpcli.recipe.scalar import Schedule
 
 SMALL = """\
 [model]
@@ -102,6 +102,40 @@ class TestFiles:
         assert "credit.schedule.end" not in number.origin
         assert table.origin["credit.schedule.curve"] == "default"
         assert merged.origin["credit.schedule.end"] == "table.toml:11"
+
+    @pytest.mark.parametrize(
+        ("parent", "child", "key"),
+        [
+            ('[credit]\nadvantage = "pass_at_k"\nk = 4\n', 'advantage = "gpg"\nk = false', "k"),
+            ("[warmup]\nsteps = 3\n", "warmup = false", "warmup"),
+            ("[credit.forking_tokens]\nmagnitude = 0.8\n", "forking_tokens.magnitude = false", ""),
+            ("[credit.schedule]\ncurve = 'adaptive'\ntarget = 1\n", "schedule = 0.5", ""),
+        ],
+    )
+    def test_false_takes_back_what_a_parent_set(self, parent: str, child: str, key: str) -> None:
+        write("base.toml", SMALL + parent)
+        head = "" if key == "warmup" else "[credit]\n"
+        recipe = load_recipe(write("a.toml", f'extends = "base.toml"\n{head}{child}\n')).recipe
+        assert recipe.warmup is None
+        assert recipe.credit.k is None
+        assert recipe.credit.forking_tokens.magnitude is None
+        assert load_recipe("base.toml").recipe != recipe
+
+    def test_false_can_be_typed_and_taken_back(self) -> None:
+        name = write("a.toml", SMALL + "horizon = 20\n[rollout.dynamic_sampling]\nrounds = 5\n")
+        off = load_recipe(name, overrides=["train.horizon=false", "rollout.dynamic_sampling=false"])
+        assert off.recipe.train.horizon is None
+        assert off.recipe.rollout.dynamic_sampling is None
+        assert "rollout.dynamic_sampling.rounds" not in off.origin
+        on = load_recipe(
+            name, overrides=["rollout.dynamic_sampling=false", "rollout.dynamic_sampling.rounds=2"]
+        )
+        assert on.recipe.rollout.dynamic_sampling is not None
+        assert on.recipe.rollout.dynamic_sampling.rounds == 2
+
+    def test_a_key_that_is_true_or_false_keeps_its_false(self) -> None:
+        text = SMALL.replace('"rg:chain_sum"', '"rg:chain_sum"\nthinking = false')
+        assert load_recipe(write("a.toml", text)).recipe.data.thinking is False
 
     def test_files_and_folders_start_from_the_recipe_that_names_them(self, here: Path) -> None:
         write("base/base.toml", '[model]\nsource = "./weights"\n[data]\nsource = "q.jsonl"\n')

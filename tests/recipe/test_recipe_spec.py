@@ -3,14 +3,12 @@
 import json
 import typing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tpcli import names
 from tpcli.recipe import spec
 from tpcli.recipe.positions import KeyPath, dotted
-from tpcli.recipe.schema import Recipe, Section
 
 COMMITTED = Path(__file__).parents[2] / "recipes" / "schema.json"
 
@@ -56,14 +54,27 @@ def test_tables_are_those_of_the_models() -> None:
         (("launch", "cpu"), "true or false"),
         (("loss", "dual_clip"), "a number above 1 or false"),
         (("model", "source"), "text of at least one character"),
-        (("model", "sha256"), "text that matches ^[0-9a-f]{64}$"),
-        (("model", "scratch"), "a table"),
+        (("model", "sha256"), "text that matches ^[0-9a-f]{64}$ or false"),
+        (("model", "scratch"), "a table or false"),
+        (("data", "thinking"), "true or false"),
         (("data", "config"), "a table"),
         (("data", "examples"), "an array of tables"),
         (("data", "examples", 4, "question"), "text"),
         (("model", "scratch", "pieces"), "an array of text"),
         (("optim", "betas"), "an array of 2, each a number of at least 0 and below 1"),
         (("optim", "betas", 0), "a number of at least 0 and below 1"),
+        (("optim", "betas", 1), "a number of at least 0 and below 1"),
+        (("loss", "correction", "level"), 'one of "token", "sequence", "geometric"'),
+        (
+            ("credit", "trajectory_percentile", "focus"),
+            'one of "late", "early", "middle" or an array of 2, each a number from 0 to 1',
+        ),
+        (
+            ("credit", "schedule", "points"),
+            "an array of an array of 2: a number from 0 to 1 and a number",
+        ),
+        (("credit", "schedule", "points", 3, 1), "a number"),
+        (("credit", "forking_tokens", "magnitude"), "a number or a table or false"),
         (("launch", "mixed_precision"), 'one of "no", "bf16"'),
         (("rollout", "engine"), '"transformers"'),
     ],
@@ -74,7 +85,9 @@ def test_describe(path: KeyPath, words: str) -> None:
     assert spec.describe(node) == words
 
 
-@pytest.mark.parametrize("path", [("x",), ("optim", "x"), ("optim", "lr", "x"), ("data", 0)])
+@pytest.mark.parametrize(
+    "path", [("x",), ("optim", "x"), ("optim", "lr", "x"), ("data", 0), ("optim", "betas", 2)]
+)
 def test_find_nothing(path: KeyPath) -> None:
     assert spec.find(path) is None
 
@@ -88,24 +101,22 @@ def test_choices_are_the_names() -> None:
 def test_homes() -> None:
     assert spec.homes("lr", near=("train",), is_table=False) == [("warmup",), ("optim",)]
     assert spec.homes("curve", near=("credit",), is_table=False) == [("credit", "schedule")]
+    assert spec.homes("curve", near=("credit", "forking_tokens"), is_table=False) == [
+        ("credit", "forking_tokens", "magnitude")
+    ]
     assert spec.homes("schedule", near=(), is_table=True) == [("credit",)]
     assert spec.homes("nonsense", near=(), is_table=False) == []
 
 
-def test_a_null_default_means_leave_out_and_any_other_means_false() -> None:
-    """``plain`` and the schema agree on which keys take false."""
-
-    def switches(model: type[Section], path: KeyPath = ()) -> set[str]:
-        found = set()
-        for key, field in model.model_fields.items():
-            here = (*path, key)
-            if type(None) in typing.get_args(field.annotation) and field.default is not None:
-                found.add(dotted(here))
-            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-                found |= switches(field.annotation, here)
-        return found
-
-    assert switches(Recipe) == {"loss.dual_clip", "track.mlflow"}
-    for key in switches(Recipe):
-        node: Any = spec.find(tuple(key.split(".")))
-        assert {"const": False} in node["anyOf"]
+def test_false_stands_for_null_and_for_nothing_else() -> None:
+    """Every optional key takes false; so does a key that is true or false, as a value."""
+    seen = set()
+    for path, table in spec.tables():
+        for key in table["properties"]:
+            node = spec.find((*path, key))
+            assert node is not None
+            if {"const": False} in node.get("anyOf", ()):
+                seen.add(dotted((*path, key)))
+    assert seen >= {"loss.dual_clip", "track.mlflow", "warmup", "model.scratch", "credit.k"}
+    assert seen >= {"credit.schedule.target", "rollout.dynamic_sampling", "train.horizon"}
+    assert not seen & {"data.thinking", "launch.cpu", "credit.schedule", "data.source"}

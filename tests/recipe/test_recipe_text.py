@@ -18,11 +18,25 @@ RICH = {
         "source": "hf:a/b",
         "config": {"split": "train", "odd key.": {"x": [1, 2.5, {"y": True}]}},
         "system": 'two\nlines, a "quote" and a \\backslash',
+        "solution_field": "solution",
         "examples": [{"question": "é", "solution": "\\boxed{1}"}, {"question": "", "solution": ""}],
     },
     "warmup": {"steps": 3},
-    "rollout": {"temperature": {"initial": 1.2, "final": 0.6, "curve": "cosine"}},
-    "loss": {"dual_clip": False, "objective": "gspo"},
+    "reward": {"overlong": {"mask": True}},
+    "rollout": {
+        "dynamic_sampling": {},
+        "temperature": {"initial": 1.2, "final": 0.6, "curve": "cosine"},
+    },
+    "credit": {
+        "allocation": ["expert_prefix", "trajectory_percentile", "forking_tokens"],
+        "schedule": {"curve": "piecewise", "points": [[0, 1], [0.5, 0.2], [1, 0]]},
+        "trajectory_percentile": {"focus": [0.25, 0.5]},
+        "forking_tokens": {"magnitude": 0.8},
+        "expert_prefix": {"magnitude": {"curve": "adaptive", "target": 0.3}},
+        "advantage": "pass_at_k",
+        "k": 4,
+    },
+    "loss": {"dual_clip": False, "objective": "gspo", "correction": {"kind": "mask"}},
     "track": {"mlflow": False},
     "launch": {"processes": 2},
 }
@@ -30,7 +44,7 @@ RICH = {
 
 def test_golden_fingerprint() -> None:
     """A changed default makes every old run look different: change this line on purpose only."""
-    expected = "b468a32ed926c55b2c94622a7060305f57dfb0701bde33de405638f87b116c3c"
+    expected = "452fb32de7807f81b19700ecffd20002baf9ecdfddf6b574567ea5a881b9b090"
     assert fingerprint(Recipe.model_validate(SMALL)) == expected
 
 
@@ -110,7 +124,15 @@ def test_diff() -> None:
         ("credit.schedule.final", None, 0.0),
         ("credit.schedule.start", None, 0.0),
         ("credit.schedule.end", None, 0.8),
+        ("credit.schedule.reverse", None, False),
         ("credit.schedule.gamma", None, 2.0),
+        ("credit.schedule.rate", None, 5.0),
+        ("credit.schedule.stairs", None, 4),
+        ("credit.schedule.points", None, []),
+        ("credit.schedule.signal", None, "entropy"),
+        ("credit.schedule.gain", None, 0.1),
+        ("credit.schedule.max_change", None, 0.02),
+        ("credit.schedule.smoothing", None, 0.9),
     ]
     assert diff(b, a)[0] == ("credit.schedule.curve", "linear", None)
 

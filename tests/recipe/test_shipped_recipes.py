@@ -6,7 +6,7 @@ import pytest
 
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.render import flat
-from tpcli.recipe.schema import Schedule
+from tpcli.recipe.scalar import Schedule
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = RECIPES / "paper"

@@ -30,6 +30,7 @@ def from_scratch(
     layers: int,
     heads: int,
     context: int,
+    init_std: float,
     seed: int,
     cache: Path,
     report: Report = silent,
@@ -45,17 +46,20 @@ def from_scratch(
         layers: transformer blocks.
         heads: attention heads; keys and values have as many.
         context: longest sequence, in tokens.
+        init_std: standard deviation of the initial matrices. 1 / sqrt(hidden_size) keeps the
+            residual stream near unit size; transformers' usual 0.02 suits widths near 2,500.
         seed: of the weights.
         cache: where prepared models are kept.
         report: told what is being done.
     """
-    shape = {
+    shape: dict[str, int | float] = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "max_position_embeddings": context,
+        "initializer_range": init_std,
     }
     settings = [_LAYOUT, architecture, alphabet, list(pieces), shape, seed]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
@@ -102,7 +106,7 @@ def character_tokenizer(
 def _save(
     folder: Path,
     architecture: Literal["llama", "qwen3"],
-    shape: dict[str, int],
+    shape: dict[str, int | float],
     seed: int,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -113,7 +117,7 @@ def _save(
     config_class: Any = {"llama": LlamaConfig, "qwen3": Qwen3Config}[architecture]
     config = config_class(
         **shape,
-        head_dim=shape["hidden_size"] // shape["num_attention_heads"],
+        head_dim=int(shape["hidden_size"]) // int(shape["num_attention_heads"]),
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -18,9 +18,10 @@ from tpcli.recipe.positions import KeyPath, dotted
 Place = tuple[str, int | None]
 """A file (or "--set", "--seed") and a line of it."""
 
+_TAGS = ("number", "table", "word", "list")
 _NEAR, _FAR = 0.8, 0.6  # how alike two words must be to be offered for each other
 _SHOWN = 60
-_WORD = re.compile(r"[a-z_][a-z0-9_.]*[a-z0-9_]")
+_WORD = re.compile(r"[a-z_](?:[a-z0-9_.]*[a-z0-9_])?")
 _SUBJECT = re.compile(rf"({_WORD.pattern})(: | \(([^)]*)\) | )")  # "key: ", "key (value) ", "key "
 
 
@@ -61,7 +62,9 @@ class _Report:
             return self._at(path, f"{shown(value)} is not a finite number")
         node = spec.find(path)
         assert node is not None  # the models judge no key that they do not have
-        return self._at(path, f"{shown(value)} is not {spec.describe(node)}", _help(value, node))
+        table = f"write the table [{dotted(path)}]" if value is True and spec.table_of(node) else ""
+        hint = table or _help(value, node)
+        return self._at(path, f"{shown(value)} is not {spec.describe(node)}", hint)
 
     def _at(self, path: KeyPath, message: str, hint: str = "") -> Fault:
         """A fault at ``path``, blamed on the innermost part of it that someone wrote."""
@@ -72,11 +75,11 @@ class _Report:
         return Fault(source, line, dotted(path), message, hint)
 
     def _path(self, loc: tuple[str | int, ...]) -> KeyPath:
-        """Pydantic's location without the tags of its unions ("number", "table")."""
+        """Pydantic's location without the tags of its unions."""
         path: KeyPath = ()
         for part in loc:
             written = _at(self.data, path)
-            if part in ("number", "table") and not (isinstance(written, dict) and part in written):
+            if part in _TAGS and not (isinstance(written, dict) and part in written):
                 continue
             path = (*path, part)
         return path

@@ -29,7 +29,7 @@ def json_schema() -> Node:
 
 @cache
 def spec() -> Node:
-    """The models' JSON schema without null, which TOML lacks; do not change it."""
+    """The models' JSON schema with false for null, which TOML lacks; do not change it."""
     schema = Recipe.model_json_schema()
     for table in (schema, *schema["$defs"].values()):
         for key, node in table["properties"].items():
@@ -38,17 +38,16 @@ def spec() -> Node:
 
 
 def _tidy(node: Node) -> Node:
-    """Leave the key out for null; where null is not the default, false stands for it."""
+    """False stands for null, but where it is a value of its own."""
     rest = {key: value for key, value in node.items() if key != "anyOf"}
-    if "$ref" in node:
-        rest.pop("default", None)  # the keys of the table say theirs
-    if {"type": "null"} not in node.get("anyOf", ()):
-        return node if "anyOf" in node else rest
+    if "$ref" in node or isinstance(node.get("default"), dict) or node.get("default", 0) is None:
+        rest.pop("default", None)  # the keys of a table say theirs
+    if "anyOf" not in node:
+        return rest
     forms = [form for form in node["anyOf"] if form != {"type": "null"}]
-    if rest["default"] is not None:
-        return {"anyOf": [*forms, {"const": False}], **rest}
-    del rest["default"]
-    return {**forms[0], **rest}
+    if len(forms) < len(node["anyOf"]) and {"type": "boolean"} not in forms:
+        forms.append({"const": False})
+    return {**forms[0], **rest} if len(forms) == 1 else {"anyOf": forms, **rest}
 
 
 def options(node: Node) -> list[Node]:
@@ -59,10 +58,13 @@ def options(node: Node) -> list[Node]:
     return [form for option in inner for form in options(option)] if inner else [node]
 
 
-def _item(array: Node) -> Node:
-    """What an element takes; arrays of fixed length have alike elements."""
-    item: Node = array["items"] if "items" in array else array["prefixItems"][0]
-    return item
+def _item(array: Node, index: int = 0) -> Node | None:
+    """What an element takes; None where there can be no such element."""
+    if "prefixItems" not in array:
+        item: Node = array["items"]
+        return item
+    items: list[Node] = array["prefixItems"]
+    return items[index] if index < len(items) else None
 
 
 def table_of(node: Node) -> Node | None:
@@ -77,9 +79,8 @@ def find(path: KeyPath) -> Node | None:
         if node is None:
             return None
         if isinstance(part, int):
-            node = next(
-                (_item(form) for form in options(node) if form.get("type") == "array"), None
-            )
+            arrays = (form for form in options(node) if form.get("type") == "array")
+            node = next((_item(form, part) for form in arrays), None)
         else:
             node = (table_of(node) or {}).get("properties", {}).get(part)
     return node
@@ -95,15 +96,15 @@ def tables(path: KeyPath = ()) -> Iterator[tuple[KeyPath, Node]]:
 
 
 def homes(key: str, *, near: KeyPath, is_table: bool) -> list[KeyPath]:
-    """Tables that have a key of this name and this kind, those closest to ``near`` alone."""
+    """Tables that have a key of this name and this kind: closest to ``near``, then the highest."""
     found = [
         path
         for path, table in tables()
         if key in table["properties"]
         and is_table in {"properties" in form for form in options(table["properties"][key])}
     ]
-    closest = max((_shared(path, near) for path in found), default=0)
-    return [path for path in found if _shared(path, near) == closest]
+    best = min(((-_shared(path, near), len(path)) for path in found), default=None)
+    return [path for path in found if (-_shared(path, near), len(path)) == best]
 
 
 def _shared(a: KeyPath, b: KeyPath) -> int:
@@ -123,7 +124,8 @@ def choices(node: Node) -> list[str]:
 
 def describe(node: Node) -> str:
     """What a key takes, in words: "a number from 0 to 1"."""
-    return " or ".join(_form(form) for form in options(node))
+    forms = [_form(form) for form in options(node)]
+    return " or ".join(form.replace(f" {forms[0]}", " them") for form in forms)
 
 
 def _form(form: Node) -> str:
@@ -141,10 +143,11 @@ def _form(form: Node) -> str:
             text = "text of at least one character" if form.get("minLength") else "text"
             return f"text that matches {form['pattern']}" if "pattern" in form else text
         case "array" if "prefixItems" in form:
-            return f"an array of {len(form['prefixItems'])}, each {describe(_item(form))}"
+            items = [describe(item) for item in form["prefixItems"]]
+            each = f", each {items[0]}" if len(set(items)) == 1 else f": {' and '.join(items)}"
+            return f"an array of {len(items)}{each}"
         case "array":
-            tables = table_of(_item(form))
-            return f"an array of {'tables' if tables else describe(_item(form))}"
+            return f"an array of {'tables' if table_of(form['items']) else describe(form['items'])}"
     return "a table"
 
 

