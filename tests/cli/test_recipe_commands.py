@@ -49,6 +49,25 @@ class TestValidate:
         ]
         assert err.startswith("flat.toml: warning: credit.schedule has no effect")
 
+    @pytest.mark.parametrize(
+        ("credit", "words"),
+        [
+            ('allocation = ["forking_tokens", "shuffled"]', "forking_tokens·linear + shuffled"),
+            (
+                'allocation = ["trajectory_percentile", "low_probability"]\n'
+                "low_probability.magnitude = 0.3",
+                "trajectory_percentile·linear + low_probability·0.3",
+            ),
+            ('schedule = { curve = "adaptive", target = 0.3 }', "trajectory_percentile·adaptive"),
+        ],
+    )
+    def test_credit_in_a_word(
+        self, credit: str, words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("one.toml").write_text(f"{GOOD}[credit]\n{credit}\n")
+        assert run("validate", "one.toml") == errors.OK
+        assert capsys.readouterr().out.rstrip("\n").endswith(f"10 steps  {words}")
+
     def test_good_and_bad_files(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("validate", "bad.toml", "good.toml", "goods.toml") == errors.USAGE
         out, err = capsys.readouterr()

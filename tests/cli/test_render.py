@@ -133,6 +133,17 @@ def test_summary_of_a_finished_run() -> None:
     assert "tpcli resume" not in text
 
 
+def test_a_magnitude_that_follows_a_measurement_is_reported() -> None:
+    """From .99 at step 1 to 0 at the end; of other schedules it is known beforehand."""
+    recipe = smooth.recipe(credit={"schedule": {"curve": "adaptive", "target": 0.3}})
+    view = smooth.view(1000, recipe=recipe, state=FINISHED)
+    rows = {line[:16].strip(): line.split() for line in printed(summary(view)).splitlines()}
+    assert rows["magnitude"][1:4] == [".990", "0", "−.990"]
+    assert summary_json(view)["magnitude"]["last"] == 0
+    assert "· magnitude .549 ·" in plain_line(smooth.view(recipe=recipe))
+    assert "magnitude" not in printed(summary(smooth.view(1000, state=FINISHED)))
+
+
 def test_summary_of_a_stopped_run() -> None:
     state = {"status": "stopped", "finished": smooth.STARTED + 420}
     text = printed(summary(smooth.view(12, 20, state=state)))

@@ -113,6 +113,22 @@ def test_narrow_terminals_lose_columns_and_never_the_id(runs: Path) -> None:
     assert all(set(b) < set(a) for a, b in pairwise(seen))
 
 
+@pytest.mark.parametrize(
+    ("allocation", "curve", "shown"),
+    [
+        ("trajectory_percentile", "adaptive", "adaptive .1–.8"),
+        ("low_probability", "constant", "lowprob·constant"),
+        ("trajectory_percentile+forking_tokens", "linear", "tp+forking·linear .1–.8"),
+    ],
+)
+def test_the_schedule_of_a_run_in_a_word(
+    tmp_path: Path, allocation: str, curve: str, shown: str
+) -> None:
+    path = tmp_path / "runs"
+    Registry(path).index(make_run(path, "k7m2xqd", allocation=allocation, curve=curve))
+    assert runs_cli.schedule(Registry(path).list()[0]) == shown
+
+
 def test_json_is_json_only(runs: Path) -> None:
     result = invoke("runs", "--json")
     listed = json.loads(result.stdout)

@@ -112,9 +112,66 @@ def test_elapsed_stops_at_the_end() -> None:
     assert (view.elapsed, view.ended) == (7.0, True)
 
 
-def test_scalar_at_and_moving() -> None:
-    recipe = smooth.recipe(20, rollout={"temperature": {"initial": 1.0, "final": 0.6}})
-    assert facts.moving(recipe) == ["rollout.temperature"]
-    assert facts.scalar_at(recipe, "rollout.temperature", 8) == pytest.approx(0.8)
-    assert facts.scalar_at(recipe, "loss.clip_low", 8) == 0.2
-    assert facts.window(recipe) == (2, 16)
+ADAPTIVE = {"curve": "adaptive", "target": 0.3}
+
+
+def test_magnitudes_of_the_coming_step() -> None:
+    """By the schedule at step 413: .99 * (800 - 413) / 700."""
+    assert facts.magnitudes(smooth.view()) == {
+        "trajectory_percentile": pytest.approx(0.99 * 387 / 700)
+    }
+    ended = smooth.view(412, state={"status": "stopped"})
+    assert facts.magnitudes(ended)["trajectory_percentile"] == pytest.approx(0.99 * 388 / 700)
+    uniform = smooth.view(recipe=smooth.recipe(credit={"allocation": "uniform"}))
+    assert facts.magnitudes(uniform) == {}
+    assert facts.lead(uniform) is None
+
+
+def test_an_adaptive_magnitude_is_the_one_last_measured() -> None:
+    """The line of step 412 has it; before there is a line it is ``initial``. 0 is a value."""
+    recipe = smooth.recipe(credit={"schedule": ADAPTIVE})
+    now = facts.magnitudes(smooth.view(recipe=recipe))["trajectory_percentile"]
+    assert now == smooth.line(412)["schedule/magnitude"]
+    assert facts.magnitudes(smooth.view(0, recipe=recipe)) == {"trajectory_percentile": 0.99}
+    metrics = [smooth.line(1) | {"schedule/magnitude": 0.0}]
+    opened = smooth.view(1, recipe=recipe, metrics=metrics)
+    assert facts.magnitudes(opened) == {"trajectory_percentile": 0.0}
+
+
+def test_several_magnitudes_have_their_own_metrics() -> None:
+    """The first is schedule/magnitude, the second has its name; the one that moves leads."""
+    credit = {
+        "allocation": ["forking_tokens", "random_tokens"],
+        "forking_tokens": {"magnitude": 0.8},
+        "random_tokens": {"magnitude": ADAPTIVE},
+    }
+    recipe = smooth.recipe(credit=credit, fresh=True)
+    metrics = [smooth.line(1) | {"schedule/magnitude": 0.8, "schedule/random_tokens": 0.6}]
+    view = smooth.view(1, recipe=recipe, metrics=metrics)
+    assert facts.magnitudes(view) == {"forking_tokens": 0.8, "random_tokens": 0.6}
+    assert facts.lead(view) == ("random_tokens", "credit.random_tokens.magnitude")
+    assert [facts.logged_as(view, name) for name in recipe.credit.magnitudes()] == [
+        "magnitude",
+        "random_tokens",
+    ]
+
+
+def test_another_adaptive_scalar_is_the_one_last_measured() -> None:
+    warm = ADAPTIVE | {"initial": 1.0, "final": 1.3}
+    recipe = smooth.recipe(rollout={"temperature": warm})
+    metrics = [smooth.line(1) | {"schedule/temperature": 1.1}]
+    assert facts.scalar_now(smooth.view(1, recipe=recipe, metrics=metrics), KEY) == 1.1
+    assert facts.scalar_now(smooth.view(0, recipe=recipe), KEY) == 1.0
+
+
+KEY = "rollout.temperature"
+
+
+def test_what_an_adaptive_schedule_follows() -> None:
+    """Accuracy is that of all responses drawn, where more than the step's own were."""
+    metrics = [smooth.line(1) | {"entropy/all": 0.7, "verdict/correct": 0.25}]
+    view = smooth.view(1, metrics=metrics)
+    assert facts.followed_signal(view, "entropy") == 0.7
+    assert facts.followed_signal(view, "accuracy") == 0.25
+    refilled = smooth.view(1, metrics=[metrics[0] | {"sampling/accuracy": 0.125}])
+    assert facts.followed_signal(refilled, "accuracy") == 0.125

@@ -7,7 +7,7 @@ import pytest
 
 from tpcli.errors import UsageError
 from tpcli.jobs.supervise import Snapshot, _alone, _Tail, _Watch, command, newest_checkpoint
-from tpcli.recipe.schema import LaunchSection
+from tpcli.recipe.sections import LaunchSection
 
 
 def test_a_run_has_one_supervisor(tmp_path: Path) -> None:

@@ -38,6 +38,22 @@ def test_a_row_holds_what_the_folder_says(tmp_path: Path) -> None:
     assert run.folder == tmp_path / "aaaaaaa"
 
 
+def test_the_window_is_that_of_the_first_allocation(tmp_path: Path) -> None:
+    """Where it has a magnitude of its own, the common schedule is another's."""
+    run_dir = make_run(tmp_path, "own")
+    (run_dir / folder.RESOLVED).write_text(
+        """
+        [credit]
+        allocation = ["forking_tokens", "trajectory_percentile"]
+        forking_tokens.magnitude = { curve = "cosine", start = 0.2, end = 0.5 }
+        schedule = { curve = "linear", start = 0.0, end = 0.8 }
+        """
+    )
+    registry = Registry(tmp_path)
+    registry.index(run_dir)
+    assert (registry.list()[0].window_start, registry.list()[0].window_end) == (0.2, 0.5)
+
+
 def test_indexing_again_follows_the_folder(tmp_path: Path) -> None:
     """A run that grew, then was cut back, then failed: one row, always as the folder is."""
     registry = Registry(tmp_path)

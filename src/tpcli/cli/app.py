@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tpcli import __version__
-from tpcli.cli import db, doctor, logs, recipe, runs, train
+from tpcli.cli import analyse, db, doctor, logs, recipe, replay, runs, schedule, train
 from tpcli.errors import BUG, INTERRUPTED, OK, RecipeError, TpcliError
 
 app = typer.Typer(
@@ -45,7 +45,10 @@ app.command("train")(train.train)
 app.command("resume")(train.resume)
 app.add_typer(runs.app, name="runs")
 app.command("logs")(logs.logs)
+app.command("analyse")(analyse.analyse)
+app.command("replay")(replay.replay)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(schedule.app, name="schedule")
 app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)
 

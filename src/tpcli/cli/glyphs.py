@@ -5,6 +5,14 @@ from collections.abc import Sequence
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SHADES = " ░▒▓█"
+SHORT = {
+    "trajectory_percentile": "tp",
+    "forking_tokens": "forking",
+    "entropy_advantage": "entropy",
+    "low_probability": "lowprob",
+    "random_tokens": "random",
+    "expert_prefix": "expert",
+}
 
 
 def sparkline(
@@ -109,6 +117,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes % 60:02}m"
     return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
+
+
+def allocation_name(label: str) -> str:
+    """Allocations in short: "trajectory_percentile+forking_tokens" is tp+forking."""
+    return "+".join(SHORT.get(name, name) for name in label.split("+"))
 
 
 def model_name(source: str) -> str:

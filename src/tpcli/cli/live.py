@@ -6,14 +6,25 @@ Every line is built to its width here, so nothing wraps; what does not fit is dr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import ROUNDED
 from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
+from tpcli.analysis.schedules import (
+    adaptive,
+    credited_stretch,
+    curve,
+    focus,
+    moving,
+    scalar_at,
+    window,
+)
 from tpcli.cli import view as facts
 from tpcli.cli.glyphs import (
+    allocation_name,
     bar,
     duration,
     model_name,
@@ -26,16 +37,16 @@ from tpcli.cli.glyphs import (
 )
 from tpcli.cli.view import RunView
 
+if TYPE_CHECKING:
+    from tpcli.names import AllocationName
+    from tpcli.recipe.scalar import Schedule
+
 WIDEST = 140
 NARROW = 70
 """Below so many characters inside the panel, one column and short forms."""
 LABEL = 10
-SHORT = {
-    "trajectory_percentile": "tp",
-    "forking_tokens": "forking",
-    "entropy_advantage": "entropy",
-    "uniform": "uniform",
-}
+PICKING = {"trajectory_percentile", "forking_tokens", "random_tokens"}
+"""Allocations that leave tokens out."""
 TREND = 8
 ALL_SAME_LIMIT, ALL_SAME_MARK = 0.30, "⚠ > .30"
 Part = str | tuple[str, str]
@@ -183,53 +194,102 @@ def _share_parts(shares: dict[str, float], now: str, *, bars: bool, fewest: floa
 
 
 def _schedule(view: RunView, width: int) -> Text:
-    credit, horizon = view.recipe.credit, view.recipe.horizon
-    short = SHORT[credit.allocation]
-    if credit.allocation == "uniform":
+    """The leading magnitude over the whole horizon, and how far it has come."""
+    recipe, horizon, lead = view.recipe, view.recipe.horizon, facts.lead(view)
+    if lead is None:
         return _line(_label("schedule"), "off")
-    moves = facts.window(view.recipe)
+    key = lead[1]
+    name = f"{allocation_name(recipe.credit.label)}·{curve(recipe, key)}"
+    moves = window(recipe, key)
     if moves is None:
-        fixed = facts.scalar_at(view.recipe, "credit.schedule", 0)
-        return _line(_label("schedule"), f"{short}·constant  magnitude {number(fixed)} throughout")
+        fixed = number(scalar_at(recipe, key, 0))
+        return _line(_label("schedule"), f"{name}  magnitude {fixed} throughout")
+    rule = adaptive(recipe, key)
+    where = f"  {_following(view, rule)}" if rule else _ramp(view, moves, width)
+    before, end = f"{name}  0▕", f"▏{horizon}"
+    room = max(4, width - LABEL - len(before) - len(end) - len(where))
+    return _line(_label("schedule"), before, *_strip(view, lead, room), end, where)
+
+
+def _ramp(view: RunView, moves: tuple[int, int], width: int) -> str:
     first, last = moves
-    curve = getattr(credit.schedule, "curve", "")
     share = min(max((view.step - first) / (last - first), 0.0), 1.0)
     where = f"at {percent(round(share, 2))}"
-    after = f"  ramp {first}→{last}, {where}" if width >= NARROW else f"  {where}"
-    before, end = f"{short}·{curve}  0▕", f"▏{horizon}"
-    room = max(4, width - LABEL - len(before) - len(end) - len(after))
-    return _line(_label("schedule"), before, *_strip(view, room), end, after)
+    return f"  ramp {first}→{last}, {where}" if width >= NARROW else f"  {where}"
 
 
-def _strip(view: RunView, width: int) -> list[Part]:
-    """The magnitude over the whole horizon, with a marker for now."""
-    horizon = view.recipe.horizon
+def _following(view: RunView, rule: Schedule) -> str:
+    """What an adaptive schedule follows, and what it should be."""
+    now = number(facts.followed_signal(view, rule.signal))
+    return f"{rule.signal} {now}, target {number(rule.target)}"
+
+
+def _strip(view: RunView, lead: tuple[AllocationName, str], width: int) -> list[Part]:
+    """The magnitude over the whole horizon, with a marker for now.
+
+    What an adaptive schedule will do is not known: its strip is drawn up to now.
+    """
+    (name, key), horizon = lead, view.recipe.horizon
     steps = [round((i + 0.5) / width * horizon) for i in range(width)]
-    values = [facts.scalar_at(view.recipe, "credit.schedule", step) for step in steps]
-    drawn = sparkline(values, width, low=0.0, high=1.0)
+    values: list[float | None] = [scalar_at(view.recipe, key, step) for step in steps]
+    if adaptive(view.recipe, key):
+        seen = facts.series(view, f"schedule/{facts.logged_as(view, name)}")
+        values = [seen[step - 1] if 1 <= step <= len(seen) else None for step in steps]
+    drawn = sparkline(values, width, low=0.0, high=1.0).ljust(width)
     now = min(width - 1, view.step * width // horizon)
     return [(drawn[:now], "cyan"), ("┃", "bold"), (drawn[now + 1 :], "dim")]
 
 
 def _credit(view: RunView, width: int) -> Text:
-    allocation = view.recipe.credit.allocation
-    step = min(view.step + (0 if view.ended else 1), view.recipe.horizon)
-    size = facts.scalar_at(view.recipe, "credit.schedule", step)
-    label, motion = _label("credit"), [(_motion(view, step), "dim")]
-    room = max(8, min(40, width // 4))
-    if allocation == "uniform":
+    """Which part of a response learns at the coming step."""
+    names = view.recipe.credit.allocations
+    sizes = facts.magnitudes(view)
+    label, room = _label("credit"), max(8, min(40, width // 4))
+    if names == ("uniform",):
         return _line(label, "all tokens learn ▕", ("█" * room, "cyan"), "▏")
-    if allocation == "entropy_advantage":
-        return _spread([label, f"all tokens learn, entropy term × {number(size)}"], motion, width)
-    if allocation == "forking_tokens":
-        drawn = shades(_newest_curve(view, "credit/percentile"), room)
-        strip: list[Part] = ["▕", (drawn, "cyan"), "▏"] if drawn else []
-        text = f"learning top {percent(round(1 - size, 2))} by entropy "
-        return _spread([label, text, *strip], motion, width)
-    context = min(round(size * room), room - 1)  # at least one token always learns
-    parts: list[Part] = [f"context {percent(round(size, 2))} ▕", ("░" * context, "dim")]
-    parts += [("█" * (room - context), "cyan"), "▏ learning"]
-    return _spread([label, *parts], motion, width)
+    motion = [(_motion(view), "dim")]
+    if names == ("trajectory_percentile",):
+        return _spread([label, *_stretch(view, sizes[names[0]], room)], motion, width)
+    words = ", ".join(_effect(view, name, sizes.get(name, 0.0)) for name in names)
+    if len(names) == 1:
+        words = f"{'learning' if names[0] in PICKING else 'all tokens learn,'} {words}"
+    drawn = shades(_newest_curve(view, "credit/percentile"), room) if PICKING & {*names} else ""
+    strip: list[Part] = [" ▕", (drawn, "cyan"), "▏"] if drawn else []
+    whole_line = _spread([label, words, *strip], motion, width)
+    return whole_line if whole_line.cell_len <= width else _line(label, words)
+
+
+def _stretch(view: RunView, size: float, room: int) -> list[Part]:
+    """Context and credit along the response, as trajectory_percentile divides it."""
+    start, end = focus(view.recipe)
+    first, last = credited_stretch(room, size, (start, end))
+    outside = size * (start + 1.0 - end)
+    context, learning = percent(round(outside, 2)), percent(round(1 - outside, 2))
+    left = f"learning {learning}" if start == 0 else f"context {context}"
+    right = "learning" if end == 1 else "context" if start == 0 else "learning inside"
+    parts: list[Part] = [f"{left} ▕", ("░" * first, "dim"), ("█" * (last - first), "cyan")]
+    return [*parts, ("░" * (room - last), "dim"), f"▏ {right}"]
+
+
+def _effect(view: RunView, name: AllocationName, size: float) -> str:
+    """What an allocation does at magnitude ``size``, in a few words."""
+    left = percent(round(1 - size, 2))
+    match name:
+        case "trajectory_percentile":
+            start, end = focus(view.recipe)
+            return f"context {percent(round(size * (start + 1.0 - end), 2))}"
+        case "forking_tokens":
+            return f"top {left} by entropy"
+        case "random_tokens":
+            return f"a random {left}"
+        case "entropy_advantage":
+            return f"entropy term × {number(size)}"
+        case "low_probability":
+            return f"unlikely ones × {number(1 - size)}"
+        case "expert_prefix":
+            return f"{percent(round(size, 2))} of a solution given"
+        case _:
+            return name
 
 
 def _newest_curve(view: RunView, key: str) -> list[float | None]:
@@ -239,11 +299,18 @@ def _newest_curve(view: RunView, key: str) -> list[float | None]:
     return []
 
 
-def _motion(view: RunView, step: int) -> str:
-    """How fast the magnitude moves at ``step``, in points a step or in 100 steps."""
-    recipe = view.recipe
-    ahead = facts.scalar_at(recipe, "credit.schedule", min(step + 1, recipe.horizon))
-    points = 100 * (ahead - facts.scalar_at(recipe, "credit.schedule", step))
+def _motion(view: RunView) -> str:
+    """How fast the leading magnitude moves now, in points a step or in 100 steps."""
+    recipe, lead, step = view.recipe, facts.lead(view), facts.coming(view)
+    assert lead is not None  # uniform credit has no motion to show
+    name, key = lead
+    if adaptive(recipe, key):
+        metric = f"schedule/{facts.logged_as(view, name)}"
+        seen = [v for v in facts.series(view, metric) if v is not None]
+        points = 100 * (seen[-1] - seen[-2]) if len(seen) > 1 else 0.0
+    else:
+        ahead = scalar_at(recipe, key, min(step + 1, recipe.horizon))
+        points = 100 * (ahead - scalar_at(recipe, key, step))
     if abs(points) < 1e-9:
         return "standing still"
     if abs(points) >= 1:
@@ -253,10 +320,9 @@ def _motion(view: RunView, step: int) -> str:
 
 def _scalars(view: RunView) -> list[Text]:
     """One line for the other scalars that move, where there are any."""
-    step = min(view.step + 1, view.recipe.horizon)
     found = [
-        f"{key.rsplit('.', 1)[-1]} {number(facts.scalar_at(view.recipe, key, step))}"
-        for key in facts.moving(view.recipe)
+        f"{key.rsplit('.', 1)[-1]} {number(facts.scalar_now(view, key))}"
+        for key in moving(view.recipe)
     ]
     return [_line(_label("moving"), " · ".join(found))] if found else []
 

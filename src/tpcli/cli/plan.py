@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcli.cli.glyphs import number, percent
-from tpcli.cli.view import moving, scalar_at, window
+from tpcli.analysis.schedules import (
+    adaptive,
+    magnitudes_at,
+    moving,
+    scalar_at,
+    tokens_credited,
+    window,
+)
+from tpcli.cli.glyphs import allocation_name, number, percent
+from tpcli.recipe.credit import CLIPPED
+from tpcli.recipe.scalar import Schedule
 
 if TYPE_CHECKING:
     from tpcli.recipe.schema import Recipe
@@ -26,6 +34,7 @@ def plan(recipe: Recipe, *, name: str = "") -> RenderableType:
         ("data", _data(recipe)),
         *([("warm-up", _warmup(recipe))] if recipe.warmup else []),
         ("each step", _each_step(recipe)),
+        *([("overlong", _overlong(recipe))] if _overlong(recipe) else []),
         ("loss", _loss(recipe)),
         ("credit", _credit(recipe)),
         *([("moving", _moving(recipe))] if moving(recipe) else []),
@@ -43,16 +52,6 @@ def plan(recipe: Recipe, *, name: str = "") -> RenderableType:
     )
     warnings = [Text(f"warning: {warning}", "yellow") for warning in recipe.warnings()]
     return Group(title, rows, Text(), _credited(recipe), *warnings)
-
-
-def tokens_credited(recipe: Recipe, step: int, length: int) -> int:
-    """Tokens that learn of a response of ``length`` tokens at ``step``."""
-    magnitude = scalar_at(recipe, "credit.schedule", step)
-    if recipe.credit.allocation == "trajectory_percentile":
-        return length - min(int(length * magnitude), length - 1)
-    if recipe.credit.allocation == "forking_tokens":
-        return max(1, math.ceil(length * (1.0 - magnitude)))
-    return length
 
 
 def _model(recipe: Recipe) -> str:
@@ -81,34 +80,97 @@ def _warmup(recipe: Recipe) -> str:
 def _each_step(recipe: Recipe) -> str:
     rollout, updates = recipe.rollout, recipe.train.updates
     responses = rollout.prompts * rollout.group_size
+    refills = rollout.dynamic_sampling
+    again = f", groups without signal asked again up to {refills.rounds} times" if refills else ""
     return (
         f"{rollout.prompts} prompts × {rollout.group_size} = {responses} responses of at most "
-        f"{rollout.max_new_tokens} tokens, {updates} optimiser step{'s' if updates > 1 else ''}"
+        f"{rollout.max_new_tokens} tokens{again}, "
+        f"{updates} optimiser step{'s' if updates > 1 else ''}"
     )
+
+
+def _overlong(recipe: Recipe) -> str:
+    overlong = recipe.reward.overlong
+    mask = "unfinished responses are left out of the loss" if overlong.mask else ""
+    cost = f"up to {number(overlong.penalty)} less reward over the last {overlong.buffer} tokens"
+    return ", ".join(filter(None, (mask, cost if overlong.buffer else "")))
 
 
 def _loss(recipe: Recipe) -> str:
     loss = recipe.loss
-    low, high = (number(scalar_at(recipe, f"loss.clip_{side}", 1)) for side in ("low", "high"))
     over = f" over {loss.denominator} tokens" if loss.reduction.endswith("mean") else ""
-    return f"{loss.objective}, clip {low}/{high}, {loss.reduction}{over}, lr {recipe.optim.lr:g}"
+    fix = loss.correction
+    parts = (
+        f"{loss.objective} on {recipe.credit.advantage} advantages",
+        _trust(recipe),
+        f"{loss.reduction}{over}",
+        "" if fix.kind == "none" else f"sampler correction: {fix.kind} a {fix.level}",
+        f"lr {recipe.optim.lr:g}",
+    )
+    return ", ".join(filter(None, parts))
+
+
+def _trust(recipe: Recipe) -> str:
+    """What holds the ratio, if the objective has one."""
+    loss = recipe.loss
+    low, high = (number(scalar_at(recipe, f"loss.clip_{side}", 1)) for side in ("low", "high"))
+    if loss.objective == "sapo":
+        return f"tau {number(loss.tau_positive)}/{number(loss.tau_negative)}"
+    if loss.objective == "cispo_upper":
+        return f"clip –/{high}"
+    return f"clip {low}/{high}" if loss.objective in CLIPPED else ""
 
 
 def _credit(recipe: Recipe) -> str:
-    allocation, moves = recipe.credit.allocation, window(recipe)
-    if allocation == "uniform":
-        return "uniform: every token learns at every step"
-    first = number(scalar_at(recipe, "credit.schedule", 0))
-    if moves is None:
-        return f"{allocation}, magnitude {first} throughout"
-    last = number(scalar_at(recipe, "credit.schedule", recipe.horizon))
-    curve = getattr(recipe.credit.schedule, "curve", "")
-    return f"{allocation}, {curve}, magnitude {first} → {last} over steps {moves[0]} to {moves[1]}"
+    """A line for each allocation, in the order in which they work."""
+    followed = recipe.credit.magnitudes()
+    lines: list[str] = []
+    for name in recipe.credit.allocations:
+        if name == "uniform":
+            return "uniform: every token learns at every step"
+        where = f", {_focus(recipe)}" if name == "trajectory_percentile" else ""
+        when = _course(recipe, followed[name]) if name in followed else "dealt to other tokens"
+        lines.append(f"{'then ' if lines else ''}{name}{where}, {when}")
+    return "\n".join(lines)
+
+
+def _focus(recipe: Recipe) -> str:
+    written = recipe.credit.trajectory_percentile.focus
+    if isinstance(written, str):
+        return f"{written} first"
+    return f"{percent(written[0])} to {percent(written[1])} first"
+
+
+def _course(recipe: Recipe, key: str) -> str:
+    """When a magnitude moves, and from where to where."""
+    scalar, moves = recipe.scalars()[key], window(recipe, key)
+    first, last = (number(scalar_at(recipe, key, step)) for step in (0, recipe.horizon))
+    if moves is None or not isinstance(scalar, Schedule):
+        return f"magnitude {first} throughout"
+    over = f"over steps {moves[0]} to {moves[1]}"
+    if adaptive(recipe, key):
+        return f"adaptive, magnitude {_span(scalar)} {over}, {_hold(scalar)}"
+    backwards = " reversed" if scalar.reverse else ""
+    return f"{scalar.curve}{backwards}, magnitude {first} → {last} {over}"
+
+
+def _span(rule: Schedule) -> str:
+    return f"{number(rule.initial)} ⇄ {number(rule.final)}"
+
+
+def _hold(rule: Schedule) -> str:
+    unit = " nats" if rule.signal == "entropy" else ""
+    return f"to hold {rule.signal} at {number(rule.target)}{unit}"
 
 
 def _moving(recipe: Recipe) -> str:
-    ends = {k: [scalar_at(recipe, k, t) for t in (0, recipe.horizon)] for k in moving(recipe)}
-    return ", ".join(f"{k} {number(first)} → {number(last)}" for k, (first, last) in ends.items())
+    found = []
+    for key in moving(recipe):
+        rule = adaptive(recipe, key)
+        first, last = (number(scalar_at(recipe, key, step)) for step in (0, recipe.horizon))
+        course = f"{_span(rule)} {_hold(rule)}" if rule else f"{first} → {last}"
+        found.append(f"{key} {course}")
+    return ", ".join(found)
 
 
 def evaluation_steps(recipe: Recipe) -> list[int]:
@@ -141,15 +203,33 @@ def _launch(recipe: Recipe) -> str:
 
 
 def _credited(recipe: Recipe) -> Table:
-    """Tokens credited at the first, the middle and the last step."""
+    """Tokens credited at the first, the middle and the last step.
+
+    Where a schedule follows a measurement they lie between those of its two ends.
+    """
     length, total = recipe.rollout.max_new_tokens, recipe.train.steps
+    keys = list(dict.fromkeys(recipe.credit.magnitudes().values()))
+    headings = (
+        [allocation_name(key.split(".")[1]) for key in keys] if len(keys) > 1 else ["magnitude"]
+    )
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("step", "magnitude", f"tokens that learn, of {length}", "share"):
+    for heading in ("step", *headings, f"tokens that learn, of {length}", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for step in sorted({1, (total + 1) // 2, total}):
-        credited = tokens_credited(recipe, step, length)
-        magnitude = "–"
-        if recipe.credit.allocation != "uniform":
-            magnitude = number(scalar_at(recipe, "credit.schedule", step))
-        table.add_row(str(step), magnitude, str(credited), percent(credited / length))
+        ends = (1.0, 1.0 if step == 1 else 0.0)
+        tokens = [tokens_credited(recipe, magnitudes_at(recipe, step, end), length) for end in ends]
+        table.add_row(
+            str(step),
+            *(
+                _between([number(scalar_at(recipe, key, step, end)) for end in ends])
+                for key in keys
+            ),
+            *(["–"] if not keys else []),
+            _between([str(count) for count in tokens]),
+            _between([percent(count / length) for count in tokens]),
+        )
     return table
+
+
+def _between(ends: list[str]) -> str:
+    return ends[0] if ends[0] == ends[1] else " … ".join(ends)

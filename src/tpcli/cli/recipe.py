@@ -127,11 +127,14 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
 
 
 def _credit(recipe: Recipe) -> str:
-    """Allocation and curve, or the number that stands in for a curve."""
-    allocation, schedule = recipe.credit.allocation, recipe.credit.schedule
-    if allocation == "uniform":
-        return allocation
-    return f"{allocation}·{f'{schedule:g}' if isinstance(schedule, float) else schedule.curve}"
+    """Allocations, each with its curve or the number that stands in for a curve."""
+    scalars, followed = recipe.scalars(), recipe.credit.magnitudes()
+    parts = []
+    for name in recipe.credit.allocations:
+        scalar = scalars[followed[name]] if name in followed else None
+        curve = f"{scalar:g}" if isinstance(scalar, float) else getattr(scalar, "curve", "")
+        parts.append(f"{name}·{curve}" if curve else name)
+    return " + ".join(parts)
 
 
 def _warn(loaded: Sequence[Loaded]) -> None:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tpcli.analysis.schedules import adaptive
 from tpcli.cli import view as facts
 from tpcli.cli.glyphs import duration, number, percent, signed
 from tpcli.cli.live import live_panel
@@ -106,7 +107,7 @@ def plain_line(view: RunView) -> str:
     ahead = f", eta {duration(left)}" if left is not None else ""
     parts = [
         f"{label} {number(value)}"
-        for label, key in CURVES.items()
+        for label, key in _curves(view).items()
         if (value := facts.latest(view, key)) is not None
     ]
     evals = [
@@ -118,6 +119,14 @@ def plain_line(view: RunView) -> str:
     status = view.status if view.ended else ""
     held_out = f"held-out {', '.join(evals)}" if evals else ""
     return _joined(name, status, steps, f"{_took(view)}{ahead}", *parts, held_out)
+
+
+def _curves(view: RunView) -> dict[str, str]:
+    """The figures worth a word; a magnitude that follows a measurement is one of them."""
+    lead = facts.lead(view)
+    if lead is None or not adaptive(view.recipe, lead[1]):
+        return CURVES
+    return CURVES | {"magnitude": f"schedule/{facts.logged_as(view, lead[0])}"}
 
 
 def _joined(*parts: str) -> str:
@@ -175,7 +184,7 @@ def _outcome(view: RunView) -> Table:
                 (number(last), signed(last - first), f"at step {step}") if step else ("–", "–", "")
             )
             table.add_row(f"held-out {name}", number(first), *change)
-    for label, key in CURVES.items():
+    for label, key in _curves(view).items():
         ends = facts.ends(facts.series(view, key))
         if ends is not None:
             first, last, size = ends
@@ -225,7 +234,7 @@ def summary_json(view: RunView) -> dict[str, Any]:
         found = facts.held_out(view, f"eval/{name}")
         held_out[name] = found and {"before": found[0], "after": found[1], "step": found[2]}
     curves = {}
-    for name, key in CURVES.items():
+    for name, key in _curves(view).items():
         ends = facts.ends(facts.series(view, key))
         curves[name] = ends and {"first": ends[0], "last": ends[1], "mean_of": ends[2]}
     return {

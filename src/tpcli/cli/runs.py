@@ -159,12 +159,14 @@ def _footer(runs: Sequence[Run], total: int, now: float) -> str:
 
 
 def schedule(run: Run) -> str:
-    """Curve and window, "linear .1–.8"; the allocation too where it is not the usual one."""
+    """Curve and window, "linear .1–.8"; the allocations too where they are not the usual one."""
+    from tpcli.cli.glyphs import allocation_name
+
     if run.allocation == "uniform":
         return "uniform"
     if run.allocation == "trajectory_percentile":
         return _curve(run)
-    return f"{run.allocation.partition('_')[0]}·{_curve(run)}"
+    return f"{allocation_name(run.allocation)}·{_curve(run)}"
 
 
 def _curve(run: Run) -> str:

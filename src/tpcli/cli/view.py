@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tpcli.analysis.schedules import adaptive, scalar_at, window
+
 if TYPE_CHECKING:
+    from tpcli.names import AllocationName, SignalName
     from tpcli.recipe.schema import Recipe
 
 PHASES = ("rollout", "reward", "score", "update", "eval", "checkpoint", "other")
@@ -204,27 +207,45 @@ def _mean_time(view: RunView, key: str) -> float:
     return sum(known[-3:]) / len(known[-3:]) if known else 0.0
 
 
-def scalar_at(recipe: Recipe, key: str, step: int) -> float:
-    """What a number or schedule of the recipe is at ``step``."""
-    from tpcli.credit.schedule import value
-    from tpcli.recipe.schema import Schedule
-
-    scalar = recipe.scalars()[key]
-    if not isinstance(scalar, Schedule):
-        return scalar
-    return value(step, recipe.horizon, **scalar.model_dump())
+def coming(view: RunView) -> int:
+    """The step that is next; of an ended run its last."""
+    return min(view.step + (0 if view.ended else 1), view.recipe.horizon)
 
 
-def window(recipe: Recipe, key: str = "credit.schedule") -> tuple[int, int] | None:
-    """First and last step of a schedule's move; None where the value stands still."""
-    from tpcli.recipe.schema import Schedule
-
-    scalar = recipe.scalars()[key]
-    if not isinstance(scalar, Schedule) or scalar.curve == "constant":
-        return None
-    return int(recipe.horizon * scalar.start), int(recipe.horizon * scalar.end)
+def magnitudes(view: RunView) -> dict[AllocationName, float]:
+    """Each allocation's magnitude at the coming step."""
+    followed = view.recipe.credit.magnitudes()
+    return {name: scalar_now(view, followed[name], logged_as(view, name)) for name in followed}
 
 
-def moving(recipe: Recipe) -> list[str]:
-    """Keys, other than the credit's, of scalars that move with training."""
-    return [k for k in recipe.scalars() if k != "credit.schedule" and window(recipe, k)]
+def lead(view: RunView) -> tuple[AllocationName, str] | None:
+    """The first allocation whose magnitude moves, else the first, and the key that it follows."""
+    followed = view.recipe.credit.magnitudes()
+    moves = [(name, key) for name, key in followed.items() if window(view.recipe, key)]
+    return next(iter([*moves, *followed.items()]), None)
+
+
+def logged_as(view: RunView, name: AllocationName) -> str:
+    """The metric, under "schedule/", of an allocation's magnitude: the first one's is "the" one."""
+    return "magnitude" if name == next(iter(view.recipe.credit.magnitudes())) else name
+
+
+def scalar_now(view: RunView, key: str, metric: str = "") -> float:
+    """A scalar at the coming step; of one that follows a measurement, where that last put it.
+
+    Args:
+        key: dotted, one of ``recipe.scalars()``.
+        metric: its name under "schedule/", if that is not the last part of ``key``.
+    """
+    measured = latest(view, f"schedule/{metric or key.rpartition('.')[2]}")
+    if adaptive(view.recipe, key) is None:
+        return scalar_at(view.recipe, key, coming(view))
+    return scalar_at(view.recipe, key, 0) if measured is None else measured
+
+
+def followed_signal(view: RunView, signal: SignalName) -> float | None:
+    """The newest value of what an adaptive schedule follows."""
+    if signal == "entropy":
+        return latest(view, "entropy/all")
+    drawn = latest(view, "sampling/accuracy")
+    return latest(view, "verdict/correct") if drawn is None else drawn

@@ -30,7 +30,7 @@ from tpcli.registry import folder
 from tpcli.registry.store import Registry
 
 if TYPE_CHECKING:
-    from tpcli.recipe.schema import LaunchSection
+    from tpcli.recipe.sections import LaunchSection
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK = 0.25

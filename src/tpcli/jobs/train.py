@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpcli.analysis.schedules import curve, leading
 from tpcli.errors import NotFoundError, RunFailedError, UsageError
 from tpcli.jobs.provenance import code_identity, git_label, provenance, redact
 from tpcli.jobs.runs import find, runs_dir
@@ -86,10 +87,9 @@ def default_name(path: Path, recipe: Recipe) -> str:
 
 
 def curve_of(recipe: Recipe) -> str:
-    """The schedule in a word: "uniform" credit has none, a plain number is constant."""
-    if recipe.credit.allocation == "uniform":
-        return "uniform"
-    return getattr(recipe.credit.schedule, "curve", "constant")
+    """The first allocation's schedule in a word; "uniform" credit has none."""
+    key = leading(recipe)
+    return curve(recipe, key) if key else "uniform"
 
 
 def already_done(plan: Plan) -> Run | None:
@@ -278,7 +278,7 @@ def _identity(plan: Plan, run_id: str) -> dict[str, Any]:
         "seed": recipe.train.seed,
         "recipe": str(plan.loaded.path),
         "model": recipe.model.source,
-        "allocation": recipe.credit.allocation,
+        "allocation": recipe.credit.label,
         "curve": curve_of(recipe),
         "steps": recipe.train.steps,
         "horizon": recipe.horizon,

@@ -51,12 +51,16 @@ def _state(run_dir: Path) -> dict[str, Any]:
 
 
 def _window(run_dir: Path) -> tuple[float | None, float | None]:
-    """The credit schedule's window, where there is one."""
+    """The window of the first allocation's magnitude, where it has one."""
     try:
         text = (run_dir / folder.RESOLVED).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None, None
-    schedule = tomllib.loads(text).get("credit", {}).get("schedule")
+    credit = tomllib.loads(text).get("credit", {})
+    named = credit.get("allocation", ())
+    first = [named] if isinstance(named, str) else [*named]
+    own = credit.get(first[0], {}).get("magnitude") if first else None
+    schedule = credit.get("schedule") if own is None else own
     if not isinstance(schedule, dict):
         return None, None
     return schedule.get("start"), schedule.get("end")
