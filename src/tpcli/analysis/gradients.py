@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 # A module that computes with tensors; what loads it wants torch.
-import torch  # noqa: TID253
-from torch import Tensor  # noqa: TID253
-from torch.nn.utils.rnn import pad_sequence  # noqa: TID253
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tpcli.analysis import canvas
 from tpcli.analysis.canvas import BLUE, GREY, MISSING

@@ -1,0 +1,1 @@
+"""Our credit inside trainers of others: one module a library, none of which tpcli itself needs."""
