@@ -314,7 +314,8 @@ def peak_gib() -> float:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(float(v), 6) for v in values]
+    """Nine significant digits: a float32 read back from them is the same one."""
+    return [float(f"{v:.9g}") for v in values.tolist()]
 
 
 def _signals(stats: StepStats) -> dict[SignalName, float]:
