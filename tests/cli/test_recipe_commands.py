@@ -75,7 +75,7 @@ class TestValidate:
         assert err.splitlines() == [
             "bad.toml:7: train.step: unknown key",
             "    did you mean steps?",
-            "bad.toml:9: optim.lr: -1 is not a number above 0",
+            "bad.toml:9: optim.lr: -1 is not a number above 0 or a table",
             "goods.toml: there is no such file",
             "    did you mean good.toml?",
             "error: 3 errors in the recipe",

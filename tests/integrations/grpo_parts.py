@@ -1,7 +1,7 @@
 """A GRPOTrainer around a small random model, what it did at each step, and the plain form of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def plain_step(
     counts = [count(weight_BT, mask_BT) for weight_BT, mask_BT in zip(credit, masks, strict=True)]
     whole = Totals(*torch.stack(counts).sum(0).tolist())
     if selected is not None:
-        whole = Totals(selected, whole.tokens, whole.responses)
+        whole = replace(whole, selected=selected)
     total = torch.zeros(())
     for part, mask_BT, weight_BT, mine in zip(parts, masks, credit, counts, strict=True):
         # bnpo is a token mean within each micro-batch, and the mean of those.

@@ -146,9 +146,39 @@ def test_a_weight_on_padding_counts_nowhere() -> None:
     mask_BT = torch.tensor([[True, True, False], [True, False, False]])
     everywhere_BT = torch.ones(2, 3)
     totals = Totals(*count(everywhere_BT, mask_BT).tolist())
-    assert totals == Totals(selected=3, tokens=3, responses=2)
+    assert totals == Totals(selected=3, tokens=3, credited=2, responses=2)
     got_BT = coefficients(everywhere_BT, mask_BT, totals)
     torch.testing.assert_close(got_BT, mask_BT / 3)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "denominator", "expected"),
+    [
+        # Responses of 2, 2 and 0 tokens; the second is left out of the loss.
+        ("token-mean", "selected", 1 / 2),
+        ("token-mean", "all", 1 / 4),
+        ("seq-mean-token-sum", "selected", 1.0),
+        ("seq-mean-token-sum", "all", 1 / 2),
+        ("seq-mean-token-mean", "selected", 1 / 2),
+        ("seq-mean-token-mean", "all", 1 / 4),
+        ("seq-mean-token-sum-norm", "selected", 1 / 4),
+        ("seq-mean-token-sum-norm", "all", 1 / 8),
+    ],
+)
+def test_responses_without_credit_count_under_all_and_empty_ones_never(
+    reduction: ReductionName, denominator: DenominatorName, expected: float
+) -> None:
+    mask_BT = torch.tensor([[True, True], [True, True], [False, False]])
+    weight_BT = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    got_BT = coefficients(
+        weight_BT,
+        mask_BT,
+        Totals(*count(weight_BT, mask_BT).tolist()),
+        reduction=reduction,
+        denominator=denominator,
+        constant=4.0,
+    )
+    torch.testing.assert_close(got_BT, weight_BT * expected)
 
 
 def test_a_step_without_credit_has_no_gradient() -> None:
@@ -161,7 +191,7 @@ def test_a_step_without_credit_has_no_gradient() -> None:
 def test_missing_constant_is_an_error() -> None:
     one_BT = torch.ones(1, 1)
     with pytest.raises(ValueError, match="constant"):
-        coefficients(one_BT, one_BT.bool(), Totals(1, 1, 1), denominator="constant")
+        coefficients(one_BT, one_BT.bool(), Totals(1, 1, 1, 1), denominator="constant")
 
 
 def test_gradient_scale_is_one_for_uniform_credit_and_grows_as_credit_narrows() -> None:

@@ -10,7 +10,7 @@ from tests.loss.trl_stand_in import LONGEST, NewTrainer, same, trl_loss, uniform
 from tests.loss.whole import Tokens, loss_and_gradient
 from torch import Tensor
 
-from tpcli.names import ReductionName
+from tpcli.names import DenominatorName, ReductionName
 
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated")
 
@@ -86,14 +86,20 @@ def test_dapo_over_processes_is_our_token_mean(new_trainer: NewTrainer) -> None:
 
 
 def test_filtering_overlong_responses_is_a_weight_of_zero(new_trainer: NewTrainer) -> None:
-    """mask_truncated_completions empties the mask of an unfinished response: dapo forgets it, and
-    grpo still divides by the number of responses, as we do."""
+    """mask_truncated_completions empties the mask of an unfinished response: dapo forgets it, as we
+    do; grpo still divides by the number of responses, as we do under denominator = "all"."""
     tokens = uniform()
     weight_BT, mask_BT = tokens.weight.clone(), tokens.mask.clone()
     weight_BT[0], mask_BT[0] = 0.0, False
     filtered = Tokens(tokens.logprob, tokens.old_logprob, tokens.advantage, weight_BT, tokens.mask)
     theirs = Tokens(tokens.logprob, tokens.old_logprob, tokens.advantage, weight_BT, mask_BT)
-    how: dict[str, ReductionName] = {"dapo": "token-mean", "grpo": "seq-mean-token-mean"}
-    for loss_type, reduction in how.items():
-        ours = loss_and_gradient(filtered, "ppo_clip", reduction=reduction)
+    how: list[tuple[str, ReductionName, DenominatorName]] = [
+        ("dapo", "token-mean", "selected"),
+        ("grpo", "seq-mean-token-mean", "all"),
+    ]
+    for loss_type, reduction, denominator in how:
+        ours = loss_and_gradient(filtered, "ppo_clip", reduction=reduction, denominator=denominator)
         same(ours, trl_loss(new_trainer(loss_type=loss_type), theirs))
+    share = len(tokens.mask) / (len(tokens.mask) - 1)
+    credited = loss_and_gradient(filtered, "ppo_clip", reduction="seq-mean-token-mean")
+    same(credited, (share * ours[0], share * ours[1]))

@@ -67,5 +67,5 @@ def test_an_empty_response_counts_nowhere() -> None:
 
 
 def test_groups_without_signal() -> None:
-    rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])
-    assert groups_without_signal(rewards, group_size=2).tolist() == [True, False, True]
+    advantages = torch.tensor([0.0, 0.0, -1.0, 1.0, 0.0, 0.5])
+    assert groups_without_signal(advantages, group_size=2).tolist() == [True, False, False]

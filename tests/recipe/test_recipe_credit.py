@@ -107,7 +107,7 @@ def test_every_objective_is_accepted_without_dual_clip(objective: str) -> None:
 
 @pytest.mark.parametrize("advantage", get_args(names.AdvantageName))
 def test_every_advantage_is_accepted(advantage: str) -> None:
-    k = {"k": 8} if advantage == "pass_at_k" else {}
+    k = {"k": 4} if advantage == "pass_at_k" else {}
     assert recipe(credit={"advantage": advantage, **k}).credit.advantage == advantage
 
 

@@ -25,11 +25,11 @@ CASES = r"""
 
 [optim]
 lr = 0
-> 8: optim.lr: 0 is not a number above 0
+> 8: optim.lr: 0 is not a number above 0 or a table
 
 [optim]
 lr = "1e-5"
-> 8: optim.lr: "1e-5" is not a number above 0 (write it without quotes)
+> 8: optim.lr: "1e-5" is not a number above 0 or a table (write it without quotes)
 
 [optim]
 lr = inf
@@ -37,7 +37,7 @@ lr = inf
 
 [optim]
 lr = true
-> 8: optim.lr: true is not a number above 0
+> 8: optim.lr: true is not a number above 0 or a table (write the table [optim.lr])
 
 [data.config]
 [rollout]
@@ -96,12 +96,12 @@ a = 1
 > 7: data.examples: a table is not an array of tables
 
 [optim]
-lr = { a = 1 }
-> 8: optim.lr: a table is not a number above 0
+eps = { a = 1 }
+> 8: optim.eps: a table is not a number above 0
 
 [rollout]
 top_p = 0
-> 8: rollout.top_p: 0 is not a number above 0 and of at most 1
+> 8: rollout.top_p: the value (0) must be above 0 and at most 1
 
 [rollout]
 dynamic_sampling = true
@@ -169,7 +169,7 @@ mask = "yes"
 
 [loss]
 tau_positive = 0
-> 8: loss.tau_positive: 0 is not a number above 0
+> 8: loss.tau_positive: 0 is not a number above 0 or a table
 
 == words
 
@@ -460,7 +460,7 @@ k = 2
 [credit]
 advantage = "pass_at_k"
 k = 9
-> 9: credit.k: 9 must not exceed rollout.group_size (8)
+> 9: credit.k: 9 must be below rollout.group_size (8), or no response differs
 
 [credit]
 advantage = "pass_at_k"

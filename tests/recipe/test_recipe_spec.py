@@ -45,7 +45,8 @@ def test_tables_are_those_of_the_models() -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        (("optim", "lr"), "a number above 0"),
+        (("optim", "lr"), "a number above 0 or a table"),
+        (("optim", "eps"), "a number above 0"),
         (("data", "held_out"), "a number above 0 and below 1"),
         (("credit", "schedule", "end"), "a number from 0 to 1"),
         (("credit", "schedule"), "a number or a table"),

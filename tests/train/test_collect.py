@@ -17,7 +17,7 @@ RIGHT, WRONG = 7, 8
 
 
 class Scripted:
-    """Answers the prompts in ``mixed`` right and wrong by turns, all others wrong."""
+    """Answers the prompts in ``mixed`` wrong and right by turns, all others wrong."""
 
     def __init__(self, mixed: str) -> None:
         self.mixed = mixed
@@ -62,10 +62,11 @@ def collector(
         "prompts_per_step": 4,
         "group_size": 2,
         "max_new_tokens": 5,
-        "top_p": 1.0,
         "verifier": "int",
         "seed": 0,
         "rounds": 0,
+        "advantage": "group_std",
+        "k": 1,
         "solutions": {},
     }
     return Collector(
@@ -135,14 +136,26 @@ def test_a_step_is_a_function_of_the_seed(tmp_path: Path) -> None:
 
 
 def test_processes_refill_from_different_prompts(tmp_path: Path) -> None:
-    asked = []
+    """Also over several rounds; and the same question by two processes has other responses."""
+    asked, seeds = [], []
     for rank in (0, 1):
         engine = Scripted("")
-        collector(tmp_path, engine, rank=rank, ranks=2, rounds=1).collect(1, temperature=1.0)
+        collector(tmp_path, engine, rank=rank, ranks=2, rounds=2).collect(1, temperature=1.0)
         asked.append([ids(prompts) for _, prompts in engine.calls])
-    assert [[len(names) for names in one] for one in asked] == [[2, 2], [2, 2]]
+        seeds += [seed for seed, _ in engine.calls]
+    assert [[len(names) for names in one] for one in asked] == [[2, 2, 2], [2, 2, 2]]
     flat = [name for one in asked for names in one for name in names]
-    assert len(set(flat)) == 8
+    assert sorted(flat) == sorted(LETTERS)
+    assert len(set(seeds)) == 6
+
+
+def test_signal_is_that_of_the_advantage(tmp_path: Path) -> None:
+    """Half right has none under pass@k where any k responses hold a right one."""
+    settings: dict[str, Any] = {"advantage": "pass_at_k", "group_size": 4, "rounds": 1}
+    for k, calls in ((1, 1), (2, 1), (3, 2)):
+        engine = Scripted(LETTERS)
+        collector(tmp_path, engine, **(settings | {"k": k})).collect(1, temperature=1.0)
+        assert len(engine.calls) == calls, k
 
 
 def test_an_expert_prefix_is_context_and_part_of_what_is_graded(tmp_path: Path) -> None:

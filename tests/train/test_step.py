@@ -186,9 +186,9 @@ def test_correction_weighs_each_token_by_trainer_over_sampler() -> None:
         learned = made.update(shifted, KNOBS)
         assert distance(step_taken(before, model), plain * factor) < 1e-4
         assert learned.sums.get("corrected", 0.0) == 0
-    made, model = learner(correction="mask", correction_high=1.2)
+    made, model = learner(correction="mask")
     before = weights(model)
-    learned = made.update(shifted, KNOBS)
+    learned = made.update(shifted, replace(KNOBS, correction_high=1.2))
     assert step_taken(before, model).abs().max() == 0
     assert learned.sums["corrected"] == learned.sums["learning_tokens"] > 0
 

@@ -228,7 +228,7 @@ def weigh(
     from tpcli.credit.allocation import allocate
 
     mask_BT = _padded([(1.0,) * len(s.tokens) for s in samples]) != 0
-    credit = recipe.credit
+    credit, step = recipe.credit, samples[0].step
     weight_BT, advantage_BT = allocate(
         credit.allocations,
         magnitudes=magnitudes,
@@ -237,8 +237,8 @@ def weigh(
         entropy_BT=_padded_or_none([s.entropy for s in samples]),
         logprob_BT=_padded_or_none([s.old_logprob for s in samples]),
         focus=focus(recipe),
-        alpha=credit.entropy_advantage.alpha,
-        kappa=credit.entropy_advantage.kappa,
+        alpha=scalar_at(recipe, "credit.entropy_advantage.alpha", step),
+        kappa=scalar_at(recipe, "credit.entropy_advantage.kappa", step),
         seeds=[s.seed for s in samples if s.seed is not None],
     )
     learns_B1 = torch.tensor([[s.learns] for s in samples])

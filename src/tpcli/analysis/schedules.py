@@ -99,11 +99,8 @@ def tokens_credited(recipe: Recipe, magnitudes: Mapping[AllocationName, float], 
     """Tokens that learn of a response of ``length`` tokens, each allocation in its turn."""
     left = length
     for name in recipe.credit.allocations:
-        if name == "trajectory_percentile":
+        if name in ("trajectory_percentile", "random_tokens"):
             first, end = credited_stretch(left, magnitudes[name], focus(recipe))
-            left = end - first
-        elif name == "random_tokens":
-            first, end = credited_stretch(left, magnitudes[name])
             left = end - first
         elif name == "forking_tokens":
             left = max(1, math.ceil(left * (1.0 - magnitudes[name])))

@@ -92,7 +92,8 @@ def _each_step(recipe: Recipe) -> str:
 def _overlong(recipe: Recipe) -> str:
     overlong = recipe.reward.overlong
     mask = "unfinished responses are left out of the loss" if overlong.mask else ""
-    cost = f"up to {number(overlong.penalty)} less reward over the last {overlong.buffer} tokens"
+    most = number(scalar_at(recipe, "reward.overlong.penalty", 1))
+    cost = f"up to {most} less reward over the last {overlong.buffer} tokens"
     return ", ".join(filter(None, (mask, cost if overlong.buffer else "")))
 
 
@@ -105,7 +106,7 @@ def _loss(recipe: Recipe) -> str:
         _trust(recipe),
         f"{loss.reduction}{over}",
         "" if fix.kind == "none" else f"sampler correction: {fix.kind} a {fix.level}",
-        f"lr {recipe.optim.lr:g}",
+        f"lr {scalar_at(recipe, 'optim.lr', 1):g}",
     )
     return ", ".join(filter(None, parts))
 
@@ -113,9 +114,12 @@ def _loss(recipe: Recipe) -> str:
 def _trust(recipe: Recipe) -> str:
     """What holds the ratio, if the objective has one."""
     loss = recipe.loss
-    low, high = (number(scalar_at(recipe, f"loss.clip_{side}", 1)) for side in ("low", "high"))
+    names = (
+        ("tau_positive", "tau_negative") if loss.objective == "sapo" else ("clip_low", "clip_high")
+    )
+    low, high = (number(scalar_at(recipe, f"loss.{name}", 1)) for name in names)
     if loss.objective == "sapo":
-        return f"tau {number(loss.tau_positive)}/{number(loss.tau_negative)}"
+        return f"tau {low}/{high}"
     if loss.objective == "cispo_upper":
         return f"clip –/{high}"
     return f"clip {low}/{high}" if loss.objective in CLIPPED else ""

@@ -63,7 +63,7 @@ def allocate(
         advantage_B: one a response, as the group gives it.
         entropy_BT: nats, full vocabulary, of the old policy.
         logprob_BT: nats, of the old policy.
-        focus: of trajectory_percentile (see ``focus_weight``).
+        focus: of trajectory_percentile and of its control random_tokens (see ``focus_weight``).
         alpha, kappa: of entropy_advantage.
         seeds: one a response; a response's draw depends on its own seed only.
 
@@ -103,7 +103,7 @@ def allocate(
                 )
             case "random_tokens":
                 weight_BT = weight_BT * random_tokens(
-                    left_BT, magnitude=magnitudes[name], seeds=seeds
+                    left_BT, magnitude=magnitudes[name], seeds=seeds, focus=focus
                 )
             case "shuffled":
                 weight_BT, advantage_BT = shuffled(weight_BT, advantage_BT, mask_BT, seeds=seeds)
@@ -236,15 +236,22 @@ def low_probability(logprob_BT: Tensor, mask_BT: Tensor, *, magnitude: float) ->
     return torch.where(mask_BT, weight_BT.clamp(min=smallest), 0.0)
 
 
-def random_tokens(mask_BT: Tensor, *, magnitude: float, seeds: Sequence[int]) -> Tensor:
-    """Keep as many tokens as ``suffix_weight`` does, anywhere: a control of equal credited area.
+def random_tokens(
+    mask_BT: Tensor,
+    *,
+    magnitude: float,
+    seeds: Sequence[int],
+    focus: tuple[float, float] = (1.0, 1.0),
+) -> Tensor:
+    """Keep as many tokens as ``focus_weight`` does, anywhere: a control of equal credited area.
 
-    Of a response of L tokens L - min(int(L * m), L - 1) stay, drawn uniformly without replacement.
-    Under one seed the tokens kept at a larger m are among those kept at a smaller one.
+    They are drawn uniformly without replacement. Under one seed the tokens kept at a larger m are
+    among those kept at a smaller one.
 
     Args:
         mask_BT: bool, True on the tokens that count.
         magnitude: m in [0, 1].
+        focus: of the window whose area this is; (1, 1) is that of ``suffix_weight``.
         seeds: one a response, of which the low 32 bits count. The draw is made on the CPU, so it
             depends neither on the device nor on padding, order or batch.
 
@@ -254,11 +261,10 @@ def random_tokens(mask_BT: Tensor, *, magnitude: float, seeds: Sequence[int]) ->
     Raises:
         ValueError: not one seed a response.
     """
+    area_B = focus_weight(mask_BT, magnitude=magnitude, focus=focus).sum(-1).long().tolist()
     weight_BT = torch.zeros(mask_BT.shape)
     for place_L, row, seed in _rows(mask_BT, seeds):
-        length = len(place_L)
-        context = min(int(length * magnitude), length - 1)
-        weight_BT[row, place_L[_order(length, seed)[: length - context]]] = 1.0
+        weight_BT[row, place_L[_order(len(place_L), seed)[: area_B[row]]]] = 1.0
     return weight_BT.to(mask_BT.device)
 
 

@@ -112,10 +112,11 @@ def split(questions: Sequence[Question], held_out: float) -> Split:
 
 
 def data_hash(questions: Sequence[Question]) -> str:
-    """SHA-256 over ids and answers in order: what provenance says of the data."""
+    """SHA-256 over ids, answers and solutions in order: what provenance says of the data."""
     digest = hashlib.sha256()
     for question in questions:
-        digest.update(f"{question.id}\0{question.answer}\0".encode())
+        parts = (question.id, question.answer, question.solution or "")
+        digest.update("".join(f"{part}\0" for part in parts).encode())
     return digest.hexdigest()
 
 

@@ -55,9 +55,8 @@ def correct(
 
     The same by other names, TRL's vllm_importance_sampling_mode: token_truncate, token_mask,
     sequence_truncate and sequence_mask, clip_min = low and clip_max = high (TRL's truncate has a
-    lower bound too, off by default). verl's rollout_is: "token" and "sequence", with one
-    threshold truncate, with "low_high" mask; its rollout_rs instead takes rejected tokens out of
-    the response mask, and so out of the denominator, and leaves the weights alone.
+    lower bound too, off by default). verl's rollout_is, "token" or "sequence", truncates; what its
+    rollout_rs rejects leaves the response mask, and so the denominator too.
 
     Args:
         old_logprob_BT: nats, the trainer's, of the policy that sampled.

@@ -20,23 +20,21 @@ class Totals:
     Attributes:
         selected: response tokens with a weight other than 0.
         tokens: all response tokens.
-        responses: responses, those without any credit too (empty ones, filtered overlong ones).
+        credited: responses with a selected token; not those filtered as overlong.
+        responses: responses with a token; an empty one never counts.
     """
 
     selected: float
     tokens: float
+    credited: float
     responses: float
 
 
 def count(weight_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """[selected, tokens, responses] of one piece, float64; add up over pieces and processes."""
-    return torch.stack(
-        [
-            (mask_BT & (weight_BT != 0)).sum().double(),
-            mask_BT.sum().double(),
-            torch.tensor(float(mask_BT.shape[0]), dtype=torch.float64, device=mask_BT.device),
-        ]
-    )
+    """``Totals`` of one piece, float64 [4]; add up over pieces and processes."""
+    selected_BT = mask_BT & (weight_BT != 0)
+    counts = (selected_BT, mask_BT, selected_BT.any(-1), mask_BT.any(-1))
+    return torch.stack([counted.sum() for counted in counts]).double()
 
 
 def coefficients(
@@ -51,7 +49,7 @@ def coefficients(
     """What each token's loss is multiplied by; the weight is included.
 
     With w the weights, n the tokens of a response that the denominator counts, N the same over the
-    whole step, B the responses of the whole step and C ``constant``:
+    whole step, B the responses that it counts and C ``constant``:
 
         token-mean               w / N        (N = C when denominator = "constant")
         seq-mean-token-sum       w / B
@@ -61,14 +59,16 @@ def coefficients(
     The reduction called constant elsewhere, a sum divided by a fixed number, is token-mean with
     denominator = "constant".
 
-    A token that is not to count, such as those of a response filtered for its length, has weight
-    0: "selected" leaves it out of the denominator, "all" does not, and B counts its response.
+    A response filtered for its length has weight 0 throughout: "selected" leaves its tokens out of
+    N and itself out of B (as verl does, which empties its mask), "all" counts them (as TRL counts
+    the response). Under a constant denominator B counts it too.
 
     Args:
         weight_BT: from the allocation, 0 outside the mask.
         mask_BT: bool, True on response tokens.
         totals: of the whole step, this piece included.
-        denominator: "selected" counts tokens with w != 0, "all" counts response tokens.
+        denominator: "selected" counts tokens with w != 0 and responses that have one, "all" counts
+            response tokens and responses that are not empty.
 
     Returns:
         coefficient_BT: float32. All 0 where the step has nothing to count.
@@ -82,10 +82,11 @@ def coefficients(
     if needs_constant and not constant:
         raise ValueError(f"{reduction} with denominator {denominator} needs a constant")
     weight_BT = torch.where(mask_BT, weight_BT, 0.0).double()
+    responses = max(totals.credited if denominator == "selected" else totals.responses, 1.0)
     if reduction == "seq-mean-token-sum-norm":
-        return (weight_BT / ((constant or 1.0) * max(totals.responses, 1.0))).float()
+        return (weight_BT / ((constant or 1.0) * responses)).float()
     if reduction == "seq-mean-token-sum":
-        return (weight_BT / max(totals.responses, 1.0)).float()
+        return (weight_BT / responses).float()
     if reduction == "token-mean":
         whole = {
             "selected": totals.selected,
@@ -97,7 +98,7 @@ def coefficients(
     length_B1 = counted_BT.sum(-1, keepdim=True).clamp(min=1).double()
     if denominator == "constant":
         length_B1 = torch.full_like(length_B1, constant or 1.0)
-    return (weight_BT / (length_B1 * max(totals.responses, 1.0))).float()
+    return (weight_BT / (length_B1 * responses)).float()
 
 
 def gradient_scale(coefficient_BT: Tensor, totals: Totals) -> Tensor:

@@ -65,7 +65,6 @@ def mean_of(sum_and_count_2Q: Tensor) -> list[float | None]:
     return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
 
 
-def groups_without_signal(reward_B: Tensor, *, group_size: int) -> Tensor:
-    """Bool [P]: groups whose rewards are all equal, so every advantage is 0."""
-    reward_PG = reward_B.view(-1, group_size)
-    return (reward_PG == reward_PG[:, :1]).all(-1)
+def groups_without_signal(advantage_B: Tensor, *, group_size: int) -> Tensor:
+    """Bool [P]: groups that teach nothing, because every advantage in them is 0."""
+    return (advantage_B.view(-1, group_size) == 0).all(-1)

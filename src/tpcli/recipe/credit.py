@@ -23,12 +23,14 @@ from tpcli.names import (
 from tpcli.recipe.scalar import (
     Array,
     Fraction,
-    NonNegative,
+    NonNegativeScalar,
     Positive,
+    PositiveScalar,
     Scalar,
     Schedule,
     Section,
     bounds,
+    check_range,
     word_or_list,
 )
 
@@ -66,10 +68,16 @@ class TrajectoryPercentileSection(MagnitudeSection):
 class EntropyAdvantageSection(MagnitudeSection):
     """[credit.entropy_advantage]: constants of A + m * min(alpha * H, |A| / kappa)."""
 
-    alpha: NonNegative = 0.4
+    alpha: NonNegativeScalar = 0.4
     """Scale of the entropy term (arXiv 2506.14758)."""
-    kappa: Positive = 2.0
+    kappa: PositiveScalar = 2.0
     """The term is at most |A| / kappa."""
+
+    @model_validator(mode="after")
+    def _constants_are_in_range(self) -> Self:
+        check_range("alpha", self.alpha, 0)
+        check_range("kappa", self.kappa, 0, above=True)
+        return self
 
 
 class CreditSection(Section):
@@ -93,7 +101,7 @@ class CreditSection(Section):
     low_probability: MagnitudeSection = MagnitudeSection()
     """Less weight to unlikely tokens, 1 - m + m * p (arXiv 2505.12929); static at 0.1 to 0.3."""
     random_tokens: MagnitudeSection = MagnitudeSection()
-    """A control: as many tokens as trajectory_percentile credits, anywhere."""
+    """A control: as many tokens as trajectory_percentile credits at its focus, anywhere."""
     expert_prefix: MagnitudeSection = MagnitudeSection()
     """The first round(m * length) tokens of a known solution are given after the prompt."""
     advantage: AdvantageName = "group_std"
@@ -162,9 +170,7 @@ class CreditSection(Section):
             if isinstance(section, MagnitudeSection) and section.magnitude is not None:
                 scalars[f"{name}.magnitude"] = section.magnitude
         for key, scalar in scalars.items():
-            for name, value in bounds(scalar):
-                if not 0 <= value <= 1:
-                    raise ValueError(f"{key}: {name} ({value:g}) must lie in [0, 1]")
+            check_range(key, scalar, 0, 1)
         return self
 
     @model_validator(mode="after")
@@ -199,15 +205,19 @@ class CorrectionSection(Section):
     """"truncate": weight min(ratio, high); "mask": weight ratio, or 0 outside [low, high]."""
     level: CorrectionLevel = "token"
     """A ratio a token, "sequence": their product over the response, "geometric": its mean."""
-    low: NonNegative = 0.0
+    low: NonNegativeScalar = 0.0
     """Lower bound of "mask"."""
-    high: Positive = 2.0
+    high: PositiveScalar = 2.0
     """Upper bound."""
 
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        check_range("low", self.low, 0)
+        check_range("high", self.high, 0, above=True)
+        low = max(value for _, value in bounds(self.low))
+        high = min(value for _, value in bounds(self.high))
+        if low >= high:
+            raise ValueError(f"low ({low:g}) must be below high ({high:g})")
         return self
 
 
@@ -225,14 +235,15 @@ class LossSection(Section):
     dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 3.0
     """With a negative advantage the loss is at most dual_clip * |A| (ppo_clip only). In TOML write
     false to switch it off."""
-    tau_positive: Positive = 1.0
+    tau_positive: PositiveScalar = 1.0
     """Steepness of sapo's gate where the advantage is positive."""
-    tau_negative: Positive = 1.05
+    tau_negative: PositiveScalar = 1.05
     """The same where it is not."""
     reduction: ReductionName = "token-mean"
     """How token losses of the whole optimiser step are added up."""
     denominator: DenominatorName = "selected"
-    """Tokens that a mean divides by: those with credit, all response tokens, or ``constant``."""
+    """Tokens and responses that a mean divides by: those with credit (a response that is left out
+    has none), all of them, or ``constant`` tokens."""
     constant: Positive | None = None
     """The divisor of denominator = "constant" and of seq-mean-token-sum-norm (there by default
     [rollout].max_new_tokens)."""
@@ -250,10 +261,10 @@ class LossSection(Section):
         if self.denominator == "constant" and self.constant is None:
             raise ValueError('denominator = "constant" needs constant, the number to divide by')
         summed = self.reduction in ("seq-mean-token-sum", "seq-mean-token-sum-norm")
-        if summed and self.denominator != "selected":
+        if summed and self.denominator == "constant":
             raise ValueError(
-                f'reduction = "{self.reduction}" counts no tokens, so denominator = '
-                f'"{self.denominator}" would have no effect; leave it out'
+                f'reduction = "{self.reduction}" divides by responses, which denominator = '
+                '"constant" does not replace; leave it out'
             )
         if self.constant is not None and (
             self.denominator != "constant" and self.reduction != "seq-mean-token-sum-norm"
@@ -266,11 +277,11 @@ class LossSection(Section):
 
     @model_validator(mode="after")
     def _bounds_make_sense(self) -> Self:
-        for key in ("clip_low", "clip_high", "kl_coef", "entropy_coef"):
-            top = 1.0 if key == "clip_low" else float("inf")
-            for name, value in bounds(getattr(self, key)):
-                if not 0 <= value <= top:
-                    raise ValueError(f"{key}: {name} ({value:g}) must lie in [0, {top:g}]")
+        check_range("clip_low", self.clip_low, 0, 1)
+        for key in ("clip_high", "kl_coef", "entropy_coef"):
+            check_range(key, getattr(self, key), 0)
+        for key in ("tau_positive", "tau_negative"):
+            check_range(key, getattr(self, key), 0, above=True)
         return self
 
     def unread(self) -> dict[str, str]:

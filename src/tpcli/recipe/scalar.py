@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from itertools import pairwise
@@ -186,6 +187,14 @@ Scalar = Annotated[
     Discriminator(_number_or_table),
 ]
 """A number, or a table that moves it: any scalar a researcher may want to schedule."""
+PositiveScalar = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[Schedule, Tag("table")],
+    Discriminator(_number_or_table),
+]
+NonNegativeScalar = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[Schedule, Tag("table")],
+    Discriminator(_number_or_table),
+]
 
 
 def word_or_list(value: object) -> str:
@@ -196,6 +205,29 @@ def word_or_list(value: object) -> str:
 def moves(scalar: float | Schedule) -> bool:
     """Whether the value changes over training."""
     return isinstance(scalar, Schedule) and scalar.curve != "constant"
+
+
+def check_range(
+    key: str, scalar: float | Schedule, low: float, high: float = math.inf, *, above: bool = False
+) -> None:
+    """Refuse a scalar that leaves [low, high] at some step; with ``above``, that reaches low.
+
+    Of a table only what is written is looked at: a missing end is another fault.
+
+    Raises:
+        ValueError: names the key and what sets the value.
+    """
+    for name, value in bounds(scalar):
+        if isinstance(scalar, Schedule) and name not in scalar.model_fields_set:
+            continue
+        if not low <= value <= high or (above and value == low):
+            if above:
+                wanted = f"be above {low:g}" + (
+                    "" if high == math.inf else f" and at most {high:g}"
+                )
+            else:
+                wanted = f"lie in [{low:g}, {high:g}]"
+            raise ValueError(f"{key}: {name} ({value:g}) must {wanted}")
 
 
 def bounds(scalar: float | Schedule) -> list[tuple[str, float]]:

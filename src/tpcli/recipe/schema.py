@@ -51,11 +51,20 @@ class Recipe(Section):
         """Every scalar that may be scheduled, by its dotted key."""
         found: dict[str, float | Schedule] = {
             "rollout.temperature": self.rollout.temperature,
+            "rollout.top_p": self.rollout.top_p,
+            "reward.overlong.penalty": self.reward.overlong.penalty,
             "credit.schedule": self.credit.schedule,
+            "credit.entropy_advantage.alpha": self.credit.entropy_advantage.alpha,
+            "credit.entropy_advantage.kappa": self.credit.entropy_advantage.kappa,
             "loss.clip_low": self.loss.clip_low,
             "loss.clip_high": self.loss.clip_high,
             "loss.kl_coef": self.loss.kl_coef,
+            "loss.tau_positive": self.loss.tau_positive,
+            "loss.tau_negative": self.loss.tau_negative,
+            "loss.correction.low": self.loss.correction.low,
+            "loss.correction.high": self.loss.correction.high,
             "loss.entropy_coef": self.loss.entropy_coef,
+            "optim.lr": self.optim.lr,
         }
         for name in CreditSection.model_fields:
             section = getattr(self.credit, name)
@@ -78,7 +87,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _moves_are_named(self) -> Self:
         for key, scalar in self.scalars().items():
-            if not isinstance(scalar, Schedule) or key.startswith("credit."):
+            magnitude = key == "credit.schedule" or key.endswith(".magnitude")
+            if magnitude or not isinstance(scalar, Schedule):
                 continue
             needed = {"constant": {"initial"}, "piecewise": set[str]()}
             missing = needed.get(scalar.curve, {"initial", "final"}) - scalar.model_fields_set
@@ -96,9 +106,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sampling_fits(self) -> Self:
-        for name, value in bounds(self.rollout.temperature):
-            if value <= 0:
-                raise ValueError(f"rollout.temperature: {name} ({value:g}) must be above 0")
         if self.rollout.prompts % self.launch.processes:
             raise ValueError(
                 f"rollout.prompts ({self.rollout.prompts}) must be a multiple of "
@@ -122,10 +129,10 @@ class Recipe(Section):
             raise ValueError(
                 'loss.dual_clip belongs to objective = "ppo_clip"; write dual_clip = false'
             )
-        if self.credit.k is not None and self.credit.k > self.rollout.group_size:
+        if self.credit.k is not None and self.credit.k >= self.rollout.group_size:
             raise ValueError(
-                f"credit.k ({self.credit.k}) must not exceed rollout.group_size "
-                f"({self.rollout.group_size})"
+                f"credit.k ({self.credit.k}) must be below rollout.group_size "
+                f"({self.rollout.group_size}), or no response differs"
             )
         if self.credit.advantage == "pass_at_k" and self.reward.overlong.buffer:
             raise ValueError(
@@ -163,7 +170,8 @@ class Recipe(Section):
         found, steps = [], self.train.steps
         followed = self.credit.magnitudes().values()
         for key, scalar in self.scalars().items():
-            unread = key.startswith("credit.") and key not in followed
+            magnitude = key == "credit.schedule" or key.endswith(".magnitude")
+            unread = magnitude and key not in followed
             if unread or not isinstance(scalar, Schedule) or not moves(scalar):
                 continue
             first, last = int(self.horizon * scalar.start), int(self.horizon * scalar.end)
@@ -180,10 +188,27 @@ class Recipe(Section):
                 'loss.kl_estimator = "k1" has an expected gradient of zero on policy; '
                 '"k2" has the gradient of the KL'
             )
-        if self.rollout.top_p < 1 and self.loss.correction.kind == "none":
+        narrow = any(value < 1 for _, value in bounds(self.rollout.top_p))
+        if narrow and self.loss.correction.kind == "none":
             found.append(
                 "rollout.top_p below 1 samples from another distribution than the one that "
                 "learns; loss.correction can weigh the two"
+            )
+        clipped = {"clip_low", "clip_high"} & self.loss.model_fields_set
+        if self.loss.objective == "gspo" and not clipped:
+            found.append(
+                "loss.clip_low and clip_high are those of a token's ratio; a sequence's moves far "
+                "less (the GSPO paper clips at 3e-4 and 4e-4), so they would never act"
+            )
+        if self.loss.objective == "cispo_upper" and not clipped:
+            found.append(
+                "loss.clip_high = 0.28 bounds the ratio at 1.28; the papers of cispo_upper have 5, "
+                "which is clip_high = 4.0"
+            )
+        if self.loss.objective == "reinforce" and self.train.updates > 1:
+            found.append(
+                'loss.objective = "reinforce" has no ratio: with train.updates above 1 all but the '
+                "first step learn from another policy's responses"
             )
         if self.model.dtype == "bfloat16":
             found.append(

@@ -17,7 +17,18 @@ from tpcli.names import (
     PrecisionName,
     VerifierName,
 )
-from tpcli.recipe.scalar import Array, Decay, NonNegative, Positive, Scalar, Section
+from tpcli.recipe.scalar import (
+    Array,
+    Decay,
+    NonNegative,
+    NonNegativeScalar,
+    Positive,
+    PositiveScalar,
+    Scalar,
+    Schedule,
+    Section,
+    check_range,
+)
 
 
 class ScratchSection(Section):
@@ -170,13 +181,19 @@ class RolloutSection(Section):
     """Longest response; one that reaches it is unfinished."""
     temperature: Scalar = 1.0
     """Softmax temperature; log-probs, ratios and entropies are those of this distribution."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Scalar = 1.0
     """Sample from the fewest most likely tokens that have this much probability together. The
     trainer's ratios stay those of the whole distribution; [loss.correction] can weigh the two."""
     max_rows: PositiveInt = 256
     """Responses that are decoded at once, a process; bounds the key-value cache."""
     dynamic_sampling: DynamicSamplingSection | None = None
-    """Ask further prompts in place of those whose responses are all right or all wrong."""
+    """Ask further prompts in place of those whose responses teach nothing."""
+
+    @model_validator(mode="after")
+    def _distribution_exists(self) -> Self:
+        check_range("temperature", self.temperature, 0, above=True)
+        check_range("top_p", self.top_p, 0, 1, above=True)
+        return self
 
 
 class OverlongSection(Section):
@@ -186,8 +203,13 @@ class OverlongSection(Section):
     """Leave unfinished responses out of the loss; in their group's baseline they count as wrong."""
     buffer: NonNegativeInt = 0
     """The last so many tokens before [rollout].max_new_tokens cost reward, evenly more and more."""
-    penalty: NonNegative = 1.0
+    penalty: NonNegativeScalar = 1.0
     """What the last of them, or an unfinished response, costs."""
+
+    @model_validator(mode="after")
+    def _penalty_costs(self) -> Self:
+        check_range("penalty", self.penalty, 0)
+        return self
 
 
 class RewardSection(Section):
@@ -203,8 +225,8 @@ class RewardSection(Section):
 class OptimSection(Section):
     """[optim]: AdamW."""
 
-    lr: Positive = 1e-6
-    """Peak learning rate."""
+    lr: PositiveScalar = 1e-6
+    """Peak learning rate; a table instead of a number takes the place of ``schedule``."""
     schedule: LrScheduleName = "constant"
     """What follows the warm-up, over [train].horizon."""
     warmup_steps: NonNegativeInt = 0
@@ -217,6 +239,15 @@ class OptimSection(Section):
     """Decoupled; not applied to vectors (norms, biases)."""
     max_grad_norm: Positive = 1.0
     """Global gradient norm is clipped to it."""
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        check_range("lr", self.lr, 0, above=True)
+        if isinstance(self.lr, Schedule) and self.schedule != "constant":
+            raise ValueError(
+                f'lr is a schedule, and schedule = "{self.schedule}" another; leave one out'
+            )
+        return self
 
 
 class TrainSection(Section):

@@ -20,7 +20,7 @@ from tpcli.policy.load import load_model
 from tpcli.policy.model import Policy
 from tpcli.policy.source import resolve
 from tpcli.policy.store import cache_dir, once
-from tpcli.recipe.scalar import Scalar, Schedule, moves
+from tpcli.recipe.scalar import Scalar, Schedule, bounds, moves
 from tpcli.recipe.schema import Recipe
 from tpcli.reward.verify import check_answers
 from tpcli.rollout.transformers import TransformersEngine
@@ -139,7 +139,6 @@ def settings(recipe: Recipe) -> Settings:
         k=recipe.credit.k or 1,
         mask_overlong=overlong.mask,
         buffer=overlong.buffer,
-        penalty=overlong.penalty,
         save_every=recipe.train.save_every,
         keep=recipe.train.keep,
         responses_kept=recipe.track.responses,
@@ -161,14 +160,22 @@ def knobs_at(recipe: Recipe, step: int, shares: Mapping[str, float]) -> Knobs:
     }
     followed = recipe.credit.magnitudes()
     moving = {
-        key.rpartition(".")[2]: value[key]
+        key.partition(".")[2].replace(".", "_"): value[key]
         for key, scalar in recipe.scalars().items()
-        if moves(scalar) and not key.startswith("credit.")
+        if moves(scalar) and key != "credit.schedule" and not key.endswith(".magnitude")
     }
     if len(followed) > 1:
         moving |= {name: value[key] for name, key in followed.items()}
     return Knobs(
         temperature=value["rollout.temperature"],
+        top_p=value["rollout.top_p"],
+        penalty=value["reward.overlong.penalty"],
+        alpha=value["credit.entropy_advantage.alpha"],
+        kappa=value["credit.entropy_advantage.kappa"],
+        tau_positive=value["loss.tau_positive"],
+        tau_negative=value["loss.tau_negative"],
+        correction_low=value["loss.correction.low"],
+        correction_high=value["loss.correction.high"],
         magnitudes={name: value[key] for name, key in followed.items()},
         clip_low=value["loss.clip_low"],
         clip_high=value["loss.clip_high"],
@@ -177,7 +184,7 @@ def knobs_at(recipe: Recipe, step: int, shares: Mapping[str, float]) -> Knobs:
         lr=lr_at(
             step,
             recipe.horizon,
-            peak=recipe.optim.lr,
+            peak=value["optim.lr"],
             warmup_steps=recipe.optim.warmup_steps,
             schedule=recipe.optim.schedule,
         ),
@@ -235,10 +242,11 @@ def _asking(recipe: Recipe, data: Data, tokenizer: PreTrainedTokenizerBase) -> A
         prompts_per_step=rollout.prompts,
         group_size=rollout.group_size,
         max_new_tokens=rollout.max_new_tokens,
-        top_p=rollout.top_p,
         verifier=recipe.reward.kind,
         seed=recipe.train.seed,
         rounds=refills.rounds if refills else 0,
+        advantage=recipe.credit.advantage,
+        k=recipe.credit.k or 1,
         solutions=solutions,
     )
 
@@ -312,16 +320,10 @@ def _learner(
     method = Method(
         allocations=credit.allocations,
         focus=FOCI[focus] if isinstance(focus, str) else focus,
-        alpha=credit.entropy_advantage.alpha,
-        kappa=credit.entropy_advantage.kappa,
         objective=loss.objective,
         dual_clip=loss.dual_clip,
-        tau_positive=loss.tau_positive,
-        tau_negative=loss.tau_negative,
         correction=loss.correction.kind,
         correction_level=loss.correction.level,
-        correction_low=loss.correction.low,
-        correction_high=loss.correction.high,
         reduction=loss.reduction,
         denominator=loss.denominator,
         constant=loss.constant or float(recipe.rollout.max_new_tokens),
@@ -333,7 +335,7 @@ def _learner(
     policy = Policy(model, head_chunk=recipe.train.head_chunk).to(accelerator.device)
     optimizer = adamw(
         policy.parameters(),
-        lr=recipe.optim.lr,
+        lr=value_at(recipe.optim.lr, 1, recipe.horizon, 1.0),
         betas=recipe.optim.betas,
         eps=recipe.optim.eps,
         weight_decay=recipe.optim.weight_decay,
@@ -358,7 +360,6 @@ def _held_out(recipe: Recipe, data: Data) -> HeldOut | None:
         temperature=section.temperature,
         max_new_tokens=section.max_new_tokens or recipe.rollout.max_new_tokens,
         seed=recipe.data.seed,
-        top_p=recipe.rollout.top_p,
     )
 
 
@@ -366,15 +367,25 @@ def _check_context(recipe: Recipe, model: PreTrainedModel, data: Data, asking: A
     """Refuse responses that would run past what the model's positions reach."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     prompts = [*data.train.prompts, *data.held_out.prompts]
-    longest = max(
-        len(prompt.tokens) + len(asking.solutions.get(prompt.question.id, ())) for prompt in prompts
-    )
+    given = max((value for _, value in bounds(_prefix_of(recipe))), default=0.0)
+    solutions = asking.solutions.values()
+    prefix = max((round(len(tokens) * given) for tokens in solutions), default=0)
+    longest = max(len(prompt.tokens) for prompt in prompts)
     wanted = max(recipe.rollout.max_new_tokens, recipe.eval.max_new_tokens or 0)
-    if isinstance(limit, int) and longest + wanted > limit:
+    if isinstance(limit, int) and longest + prefix + wanted > limit:
+        solution = f", solution prefixes of {prefix}" if prefix else ""
+        shorter = ", or give less of each solution" if prefix else ""
         raise UsageError(
-            f"prompts of {longest} and responses of {wanted} tokens exceed the model's {limit}",
-            hint="lower [rollout].max_new_tokens or [data].max_prompt_tokens",
+            f"prompts of {longest}{solution} and responses of {wanted} tokens exceed the model's "
+            f"{limit}",
+            hint=f"lower [rollout].max_new_tokens or [data].max_prompt_tokens{shorter}",
         )
+
+
+def _prefix_of(recipe: Recipe) -> Scalar:
+    """How much of each worked solution is given."""
+    key = recipe.credit.magnitudes().get("expert_prefix")
+    return recipe.scalars()[key] if key else 0.0
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
+import torch
+
+from tpcli.credit.advantage import advantages
 from tpcli.data.prompts import with_prefix
-from tpcli.names import VerifierName
+from tpcli.names import AdvantageName, VerifierName
 from tpcli.rollout.engine import RolloutEngine
 from tpcli.train.evaluate import Decode, grade_all
 from tpcli.train.journal import Journal
@@ -18,7 +23,8 @@ class Asking:
 
     Attributes:
         prompts_per_step: over all processes.
-        rounds: refills a step at most, for groups whose responses are all right or all wrong.
+        rounds: refills a step at most, for groups whose advantages would all be 0.
+        advantage, k: which advantages those are.
         solutions: response tokens of worked solutions by question id, for expert prefixes.
     """
 
@@ -26,10 +32,11 @@ class Asking:
     prompts_per_step: int
     group_size: int
     max_new_tokens: int
-    top_p: float
     verifier: VerifierName
     seed: int
     rounds: int
+    advantage: AdvantageName
+    k: int
     solutions: Mapping[str, Sequence[int]]
 
 
@@ -67,11 +74,14 @@ class Collector:
         self._ask, self._engine, self._decode = asking, engine, decode
         self._journal, self._rank, self._ranks = journal, rank, ranks
 
-    def collect(self, step: int, *, temperature: float, prefix: float = 0.0) -> Collected:
+    def collect(
+        self, step: int, *, temperature: float, top_p: float = 1.0, prefix: float = 0.0
+    ) -> Collected:
         """The step's prompts of this process, answered and graded.
 
-        With refills, a group whose verdicts are all alike is replaced by the next of further
-        prompts whose verdicts are not; what is still without signal after the last round stays.
+        With refills, a group that teaches nothing is replaced by the next of further prompts whose
+        group does; what is still without signal after the last round stays. Each process has
+        further prompts of its own, so none is asked twice in a step.
 
         Args:
             prefix: share of each worked solution that is given after the prompt.
@@ -80,21 +90,28 @@ class Collector:
         every = prompts_of(step, ask.prompts, count=ask.prompts_per_step, seed=ask.seed)
         share = len(every) // self._ranks
         mine = every[self._rank * share : (self._rank + 1) * share]
-        out = self._draw(step, mine, temperature, prefix, 0)
+        draw = partial(self._draw, step, temperature=temperature, top_p=top_p, prefix=prefix)
+        out = draw(mine, round_=0)
         asked = {prompt.question.id for prompt in every}
+        further = further_prompts(step, ask.prompts, asked=asked, seed=ask.seed)
+        ours = islice(further, self._rank, None, self._ranks)
         for round_ in range(1, ask.rounds + 1):
-            dull = [i for i, verdicts in enumerate(out.verdicts) if not _signal(verdicts)]
-            others = [
-                *further_prompts(step, round_, ask.prompts, asked=asked, seed=ask.seed),
-            ][self._rank :: self._ranks][: len(dull)]
-            if not dull or not others:
+            dull = [i for i, verdicts in enumerate(out.verdicts) if not self._teaches(verdicts)]
+            others = [*islice(ours, len(dull))]
+            if not others:
                 break
-            asked |= {prompt.question.id for prompt in others}
-            self._refill(out, dull, self._draw(step, others, temperature, prefix, round_))
+            self._refill(out, dull, draw(others, round_=round_))
         return out
 
     def _draw(
-        self, step: int, prompts: list[Prompt], temperature: float, prefix: float, round_: int
+        self,
+        step: int,
+        prompts: list[Prompt],
+        *,
+        temperature: float,
+        top_p: float,
+        prefix: float,
+        round_: int,
     ) -> Collected:
         ask = self._ask
         if prefix:
@@ -109,7 +126,7 @@ class Collector:
                 # Plus the rank: a question asked by two processes must not get the same responses.
                 seed=sampler_seed(ask.seed, step, round_) + self._rank,
                 temperature=temperature,
-                top_p=ask.top_p,
+                top_p=top_p,
                 max_new_tokens=ask.max_new_tokens,
                 progress=report,
             )
@@ -123,12 +140,16 @@ class Collector:
     def _refill(self, out: Collected, dull: Sequence[int], fresh: Collected) -> None:
         out.drawn += fresh.drawn
         out.correct += fresh.correct
-        usable = [j for j, verdicts in enumerate(fresh.verdicts) if _signal(verdicts)]
+        usable = [j for j, verdicts in enumerate(fresh.verdicts) if self._teaches(verdicts)]
         for i, j in zip(dull, usable, strict=False):
             out.prompts[i], out.groups[i] = fresh.prompts[j], fresh.groups[j]
             out.verdicts[i] = fresh.verdicts[j]
             out.refilled += 1
 
-
-def _signal(verdicts: Sequence[Verdict]) -> bool:
-    return len({verdict.reward for verdict in verdicts}) > 1
+    def _teaches(self, verdicts: Sequence[Verdict]) -> bool:
+        """Whether any response of the group would have an advantage other than 0."""
+        reward_G = torch.tensor([verdict.reward for verdict in verdicts])
+        advantage_G = advantages(
+            self._ask.advantage, reward_G, group_size=len(verdicts), k=self._ask.k
+        )
+        return bool((advantage_G != 0).any())

@@ -26,7 +26,6 @@ class HeldOut:
     temperature: float | None
     max_new_tokens: int
     seed: int
-    top_p: float = 1.0
 
 
 def grade_all(
@@ -51,11 +50,13 @@ def accuracy(
     accelerator: Accelerator,
     *,
     temperature: float,
+    top_p: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """avg@samples and greedy accuracy over all processes, with truncation and no-answer rates.
 
-    The seed is the run's and does not change: two evaluations differ by the policy alone.
+    The seed is the run's and does not change: two evaluations differ by the policy alone, and by
+    the temperature where that of the rollouts is scheduled and [eval].temperature not set.
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = list(held_out.prompts[rank::ranks])
@@ -68,7 +69,7 @@ def accuracy(
             group_size=1 if greedy else held_out.samples,
             seed=held_out.seed,
             temperature=0.0 if greedy else held_out.temperature or temperature,
-            top_p=held_out.top_p,
+            top_p=top_p,
             max_new_tokens=held_out.max_new_tokens,
             progress=partial(_count_on, progress, done, work) if progress else None,
         )

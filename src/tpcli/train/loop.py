@@ -51,7 +51,7 @@ class Settings:
     Attributes:
         k: of advantage pass_at_k.
         mask_overlong: unfinished responses are left out of the loss.
-        buffer, penalty: of the soft penalty on length.
+        buffer: tokens before the limit over which the soft penalty on length rises.
         knobs, progress: from a step, and the shares of what is adaptive, to scheduled values.
     """
 
@@ -64,7 +64,6 @@ class Settings:
     k: int
     mask_overlong: bool
     buffer: int
-    penalty: float
     save_every: int
     keep: int
     responses_kept: int
@@ -115,9 +114,10 @@ class Loop:
             collected = self._collector.collect(
                 step,
                 temperature=knobs.temperature,
+                top_p=knobs.top_p,
                 prefix=knobs.magnitudes.get("expert_prefix", 0.0),
             )
-        batch = self._collate(step, collected)
+        batch = self._collate(step, collected, knobs.penalty)
         with self._journal.phase("update", step):
             learned = self._parts.learner.update(batch, knobs)
         total = tally(batch, collected, learned).over(self._parts.accelerator)
@@ -140,7 +140,7 @@ class Loop:
         stats.scalars.update(self._costs(float(total.sums["credit"][1])))
         self._journal.metrics(stats)
 
-    def _collate(self, step: int, collected: Collected) -> TokenBatch:
+    def _collate(self, step: int, collected: Collected, penalty: float) -> TokenBatch:
         rollouts = [rollout for group in collected.groups for rollout in group]
         verdicts = [verdict for group in collected.verdicts for verdict in group]
         tokens_BT = pad_sequence([r.tokens_L for r in rollouts], batch_first=True)
@@ -153,7 +153,7 @@ class Loop:
                     length,
                     limit=asking.max_new_tokens,
                     buffer=settings.buffer,
-                    penalty=settings.penalty,
+                    penalty=penalty,
                 )
                 for verdict, length in zip(verdicts, lengths, strict=True)
             ]
@@ -187,6 +187,7 @@ class Loop:
         held_out = self._parts.held_out
         assert held_out is not None
         accelerator = self._parts.accelerator
+        knobs = self._set.knobs(max(step, 1), self._parts.tempo.shares)
         with self._journal.phase("eval", step) as report, accelerator.autocast():
             return accuracy(
                 held_out,
@@ -194,7 +195,8 @@ class Loop:
                 self._decode,
                 self._parts.asking.verifier,
                 accelerator,
-                temperature=self._set.knobs(max(step, 1), self._parts.tempo.shares).temperature,
+                temperature=knobs.temperature,
+                top_p=knobs.top_p,
                 progress=report,
             )
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tpcli.loss.correction import mismatch
 from tpcli.metrics.stats import STAGES, by_percentile, by_stage, groups_without_signal, mean_of
 from tpcli.names import VerdictStatus
 from tpcli.train.collect import Collected
@@ -65,7 +66,7 @@ def tally(
     rewards, lengths = batch.reward_B.double(), mask_BT.sum(-1).double()
     responses = len(rewards)
     out.add("reward", rewards.sum(), rewards.square().sum(), responses)
-    quiet = groups_without_signal(batch.reward_B, group_size=batch.group_size)
+    quiet = groups_without_signal(batch.advantage_B, group_size=batch.group_size)
     out.add("quiet", quiet.sum(), len(quiet))
     counts = Counter(v.status for v in verdicts)
     out.add("verdict", *(counts[s] for s in get_args(VerdictStatus)))
@@ -74,6 +75,8 @@ def tally(
     gap_BT = (batch.rollout_logprob_BT - learned.logprob_BT).abs().double() * mask_BT
     out.add("gap", gap_BT.sum())
     out.most("gap", gap_BT.max())
+    apart = mismatch(learned.logprob_BT, batch.rollout_logprob_BT, mask_BT)
+    out.add("mismatch", apart["k3"], apart["weight"], apart["weight_2"])
     credited_BT = (learned.weight_BT != 0) & mask_BT
     out.add("credit", credited_BT.sum(), mask_BT.sum())
     out.sums["credit/percentile"] = by_percentile(credited_BT.double(), mask_BT)
@@ -131,6 +134,7 @@ def finish(
         "optim/lr": knobs.lr,
         "gap/mean": sums["gap"][0] / max(sums["credit"][1], 1.0),
         "gap/max": float(total.largest["gap"]),
+        **_mismatch(sums),
     }
     if with_refills:
         drawn, correct, refilled = sums["drawn"]
@@ -166,6 +170,13 @@ def _rewards(sums: dict[str, list[float]]) -> dict[str, float]:
     return found
 
 
+def _mismatch(sums: dict[str, list[float]]) -> dict[str, float]:
+    """KL(sampler || trainer) in nats a token, and the effective share of the sample."""
+    k3, weight, squares = sums["mismatch"]
+    tokens = max(sums["credit"][1], 1.0)
+    return {"gap/kl": k3 / tokens, "gap/effective_share": weight**2 / max(tokens * squares, 1e-300)}
+
+
 def _losses(sums: dict[str, list[float]], updates: int, with_correction: bool) -> dict[str, float]:
     loss = dict(zip(_LOSS_SUMS, sums["loss"], strict=True))
     # Clipping can only touch tokens that learn; shares are of all credited tokens.
@@ -177,7 +188,7 @@ def _losses(sums: dict[str, list[float]], updates: int, with_correction: bool) -
         "loss/kl": loss["kl_loss"] / updates,
         "loss/entropy_bonus": loss["entropy_bonus"] / updates,
     }
-    if with_correction:
+    if with_correction and loss["learning_tokens"]:
         found["correction/weight"] = loss["correction"] / learning
         found["correction/share"] = loss["corrected"] / learning
     return found

@@ -30,14 +30,14 @@ def _shuffled(length: int, seed: int, epoch: int) -> list[int]:
 
 
 def further_prompts(
-    step: int, round_: int, prompts: Sequence[Prompt], *, asked: Container[str], seed: int
+    step: int, prompts: Sequence[Prompt], *, asked: Container[str], seed: int
 ) -> Iterator[Prompt]:
-    """Prompts to ask in place of others in refill ``round_`` (from 1) of ``step``, shuffled.
+    """Prompts to ask in place of others at ``step``, each once, in a shuffled order of its own.
 
     Args:
-        asked: ids of the questions this step has asked; they are left out.
+        asked: ids of the questions that the step has asked already; they are left out.
     """
-    generator = torch.Generator().manual_seed(_mix(_mix(seed, step), round_))
+    generator = torch.Generator().manual_seed(_mix(seed, step) ^ 0x369DEA0F31A53F85)
     for place in torch.randperm(len(prompts), generator=generator).tolist():
         if prompts[place].question.id not in asked:
             yield prompts[place]

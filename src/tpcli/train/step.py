@@ -39,16 +39,10 @@ class Method:
 
     allocations: tuple[AllocationName, ...]
     focus: tuple[float, float]
-    alpha: float
-    kappa: float
     objective: ObjectiveName
     dual_clip: float | None
-    tau_positive: float
-    tau_negative: float
     correction: CorrectionName
     correction_level: CorrectionLevel
-    correction_low: float
-    correction_high: float
     reduction: ReductionName
     denominator: DenominatorName
     constant: float | None
@@ -66,9 +60,17 @@ class Knobs:
     """
 
     temperature: float
+    top_p: float
+    penalty: float
     magnitudes: Mapping[AllocationName, float]
+    alpha: float
+    kappa: float
     clip_low: float
     clip_high: float
+    tau_positive: float
+    tau_negative: float
+    correction_low: float
+    correction_high: float
     kl_coef: float
     entropy_coef: float
     lr: float
@@ -142,8 +144,8 @@ class Learner:
             entropy_BT=book.entropy_BT if ahead else None,
             logprob_BT=book.logprob_BT if ahead else None,
             focus=method.focus,
-            alpha=method.alpha,
-            kappa=method.kappa,
+            alpha=knobs.alpha,
+            kappa=knobs.kappa,
             seeds=batch.seeds,
         )
         if batch.learns_B is not None:
@@ -228,7 +230,10 @@ class Learner:
         if not scored:
             self._record(packed, hidden_MD, knobs, book)
         device = logprob_bT.device
-        old_bT = book.logprob_BT[responses_b].to(device) if scored else logprob_bT.detach()
+        # With one update the policy that learns is the one that sampled: the ratio is 1 to the bit.
+        old_bT = logprob_bT.detach()
+        if self.method.updates > 1:
+            old_bT = book.logprob_BT[responses_b].to(device)
         token = token_loss(
             self.method.objective,
             logprob_bT,
@@ -238,12 +243,12 @@ class Learner:
             clip_low=knobs.clip_low,
             clip_high=knobs.clip_high,
             dual_clip=self.method.dual_clip,
-            tau_positive=self.method.tau_positive,
-            tau_negative=self.method.tau_negative,
+            tau_positive=knobs.tau_positive,
+            tau_negative=knobs.tau_negative,
         )
         loss_bT = token.loss_BT
         if self.method.correction != "none":
-            loss_bT = loss_bT * self._correction(batch, responses_b, chosen_bT, book)
+            loss_bT = loss_bT * self._correction(batch, responses_b, chosen_bT, knobs, book)
         if knobs.kl_coef:
             ref_bT = torch.where(chosen_bT, book.ref_logprob_BT[responses_b].to(device), 0.0)
             kl_bT = ESTIMATORS[self.method.kl_estimator](logprob_bT, ref_bT)
@@ -267,7 +272,12 @@ class Learner:
         return loss
 
     def _correction(
-        self, batch: TokenBatch, responses_b: Tensor, chosen_bT: Tensor, book: Learned
+        self,
+        batch: TokenBatch,
+        responses_b: Tensor,
+        chosen_bT: Tensor,
+        knobs: Knobs,
+        book: Learned,
     ) -> Tensor:
         """What the policy loss of each token is multiplied by for having been sampled elsewhere."""
         found = correct(
@@ -276,8 +286,8 @@ class Learner:
             batch.mask_BT[responses_b],
             kind=self.method.correction,
             level=self.method.correction_level,
-            low=self.method.correction_low,
-            high=self.method.correction_high,
+            low=knobs.correction_low,
+            high=knobs.correction_high,
         )
         chosen_bT = chosen_bT.cpu()
         _add(book.sums, "correction", (found.weight_BT * chosen_bT).sum())
