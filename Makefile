@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RECIPE ?= recipes/math.toml
 READY := $(VENV)/.ready
 
-.PHONY: train test check format install clean
+.PHONY: train test check format figures install clean
 
 train: install
 	$(BIN)/tpcli train $(RECIPE)
@@ -15,15 +15,18 @@ test: install
 	$(BIN)/pytest
 
 check: install
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests docs
+	$(BIN)/ruff format --check src tests docs/examples docs/figures.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/cli/test_app.py tests/recipe
 
 format: install
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests docs
+	$(BIN)/ruff format src tests docs/examples docs/figures.py
+
+figures: install
+	$(BIN)/python docs/figures.py
 
 install: $(READY)
 

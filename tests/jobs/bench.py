@@ -21,10 +21,12 @@ batch_size = 32
 prompts = 4
 group_size = 4
 max_new_tokens = 40
+temperature = 1.0
 [credit.schedule]
 end = 0.8
 [optim]
 lr = 5e-5
+warmup_steps = 0
 [train]
 steps = 6
 save_every = 2
