@@ -57,7 +57,7 @@ def test_an_adaptive_schedule_goes_on_after_kill_9_bit_for_bit(bench: Bench, cac
         [credit.schedule]
         curve = "adaptive"
         signal = "entropy"
-        target = 0.05
+        target = 0.001
         gain = 5.0
         max_change = 0.2
         smoothing = 0.5
@@ -76,7 +76,7 @@ def test_an_adaptive_schedule_goes_on_after_kill_9_bit_for_bit(bench: Bench, cac
     lines = metrics(whole.run)
     magnitudes = [line["schedule/magnitude"] for line in lines[1:]]
     # Entropy is over the target throughout, so the window opens as fast as it may.
-    assert all(line["entropy/all"] > 0.1 for line in lines[1:])
+    assert all(line["entropy/all"] > 0.0012 for line in lines[1:])
     assert magnitudes == pytest.approx([0.99 * share for share in (1, 0.8, 0.6, 0.4, 0.2, 0)])
     assert [line["schedule/progress"] for line in lines[1:]] == pytest.approx(
         [0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -89,13 +89,14 @@ def test_refills_masks_and_corrections_on_two_processes(bench: Bench) -> None:
         bench,
         """
         [rollout]
+        temperature = 2.5
         top_p = 0.9
-        max_new_tokens = 20
+        max_new_tokens = 11
         [rollout.dynamic_sampling]
         rounds = 2
         [reward.overlong]
         mask = true
-        buffer = 6
+        buffer = 4
         penalty = 0.5
         [credit]
         allocation = ["forking_tokens", "shuffled"]
@@ -120,7 +121,10 @@ def test_refills_masks_and_corrections_on_two_processes(bench: Bench) -> None:
         assert line["sampling/responses"] % 4 == 0
         # A nucleus makes the sampler's probability the larger one.
         assert 0.5 < line["correction/weight"] < 1
-        assert line["length/masked"] == line["length/truncated"]
+        # About half of the responses are cut: they learn nothing, and each costs its penalty.
+        assert 0 < line["length/masked"] == line["length/truncated"] < 1
+        penalty = line["verdict/correct"] - line["reward/mean"]
+        assert 0.5 * line["length/truncated"] <= penalty <= 0.5
         assert line["gap/mean"] > 1e-3
     assert sum(line["sampling/refilled_groups"] for line in lines) > 0
     asked_again = [line for line in lines if line["sampling/responses"] > 16]
@@ -129,5 +133,13 @@ def test_refills_masks_and_corrections_on_two_processes(bench: Bench) -> None:
     assert quiet < 0.5
     told = responses(bench.run)
     cut = [line for line in told if line["status"] == "unfinished"]
-    assert all(line["learns"] == (line["status"] != "unfinished") for line in told)
-    assert all(set(line["weight"]) == {0.0} for line in cut)
+    whole = [line for line in told if line["status"] != "unfinished"]
+    assert cut
+    assert whole
+    for line in cut:
+        assert len(line["ids"]) == 11
+        assert not line["learns"]
+        assert set(line["weight"]) == {0.0}
+    for line in whole:
+        assert line["learns"]
+        assert any(line["weight"])
