@@ -15,9 +15,10 @@ from tpcli.names import AllocationName
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.schema import Recipe
 from tpcli.rollout.engine import Progress
-from tpcli.train.build import Data, build, knobs_at, settings
+from tpcli.train.build import Data, build, settings
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Loop, Parts
+from tpcli.train.schedules import knobs_at
 from tpcli.train.step import Knobs, Learned, Method
 from tpcli.types import Prompt, Rollout, TokenBatch
 

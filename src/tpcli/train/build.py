@@ -1,7 +1,7 @@
-"""From a recipe to the parts of a run: the one place that knows both."""
+"""From a recipe to the parts of a run; with ``schedules``, the one place that knows both."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,16 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tpcli.credit import schedule
 from tpcli.credit.allocation import FOCI
 from tpcli.data.prompts import PromptSet, build_prompts
 from tpcli.data.questions import data_hash, load_questions, split
 from tpcli.errors import UsageError
-from tpcli.optim.adamw import adamw, lr_at
+from tpcli.optim.adamw import adamw
 from tpcli.policy.load import load_model
 from tpcli.policy.model import Policy
 from tpcli.policy.source import resolve
 from tpcli.policy.store import cache_dir, once
-from tpcli.recipe.scalar import Scalar, Schedule, bounds, moves
+from tpcli.recipe.scalar import Scalar, bounds
 from tpcli.recipe.schema import Recipe
 from tpcli.reward.verify import check_answers
 from tpcli.rollout.transformers import TransformersEngine
@@ -28,8 +27,9 @@ from tpcli.train.collect import Asking
 from tpcli.train.evaluate import HeldOut
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Parts, Settings
-from tpcli.train.step import Knobs, Learner, Method
-from tpcli.train.tempo import Rule, Tempo
+from tpcli.train.schedules import knobs_at, progress_at, rules, value_at
+from tpcli.train.step import Learner, Method
+from tpcli.train.tempo import Tempo
 from tpcli.train.warmup import save_aside, solutions_of, warm_up, warmup_key
 from tpcli.types import Question
 
@@ -79,7 +79,7 @@ def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[P
         engine=engine,
         learner=learner,
         asking=asking,
-        tempo=Tempo(_rules(recipe)),
+        tempo=Tempo(rules(recipe)),
         held_out=_held_out(recipe, data),
     )
     return parts, data
@@ -144,89 +144,8 @@ def settings(recipe: Recipe) -> Settings:
         responses_kept=recipe.track.responses,
         with_kl=_needs_reference(recipe),
         knobs=lambda step, shares: knobs_at(recipe, step, shares),
-        progress=lambda step, shares: _progress(recipe, step, shares),
+        progress=lambda step, shares: progress_at(recipe, step, shares),
     )
-
-
-def knobs_at(recipe: Recipe, step: int, shares: Mapping[str, float]) -> Knobs:
-    """Every scheduled number at ``step``. Uniform credit has no magnitude.
-
-    Args:
-        shares: of the adaptive scalars, by dotted key.
-    """
-    value = {
-        key: value_at(scalar, step, recipe.horizon, shares.get(key))
-        for key, scalar in recipe.scalars().items()
-    }
-    followed = recipe.credit.magnitudes()
-    moving = {
-        key.partition(".")[2].replace(".", "_"): value[key]
-        for key, scalar in recipe.scalars().items()
-        if moves(scalar) and key != "credit.schedule" and not key.endswith(".magnitude")
-    }
-    if len(followed) > 1:
-        moving |= {name: value[key] for name, key in followed.items()}
-    return Knobs(
-        temperature=value["rollout.temperature"],
-        top_p=value["rollout.top_p"],
-        penalty=value["reward.overlong.penalty"],
-        alpha=value["credit.entropy_advantage.alpha"],
-        kappa=value["credit.entropy_advantage.kappa"],
-        tau_positive=value["loss.tau_positive"],
-        tau_negative=value["loss.tau_negative"],
-        correction_low=value["loss.correction.low"],
-        correction_high=value["loss.correction.high"],
-        magnitudes={name: value[key] for name, key in followed.items()},
-        clip_low=value["loss.clip_low"],
-        clip_high=value["loss.clip_high"],
-        kl_coef=value["loss.kl_coef"],
-        entropy_coef=value["loss.entropy_coef"],
-        lr=lr_at(
-            step,
-            recipe.horizon,
-            peak=value["optim.lr"],
-            warmup_steps=recipe.optim.warmup_steps,
-            schedule=recipe.optim.schedule,
-        ),
-        moving=moving,
-    )
-
-
-def value_at(scalar: Scalar, step: int, horizon: int, share: float | None = None) -> float:
-    """A number, or what its schedule says at ``step`` (adaptive: at ``share``)."""
-    if not isinstance(scalar, Schedule):
-        return scalar
-    return schedule.value(step, horizon, **scalar.course(), share=share)
-
-
-def _progress(recipe: Recipe, step: int, shares: Mapping[str, float]) -> float:
-    """How far the first allocation's magnitude has come."""
-    key = next(iter(recipe.credit.magnitudes().values()), None)
-    scalar = recipe.scalars()[key] if key else None
-    if key is None or not isinstance(scalar, Schedule) or not moves(scalar):
-        return 0.0
-    if scalar.curve == "adaptive":
-        return 1.0 - shares[key]
-    return schedule.progress(step, recipe.horizon, start=scalar.start, end=scalar.end)
-
-
-def _rules(recipe: Recipe) -> dict[str, Rule]:
-    """The scalars that follow a measurement."""
-    found = {}
-    for key, scalar in recipe.scalars().items():
-        if isinstance(scalar, Schedule) and scalar.curve == "adaptive":
-            first, last = schedule.window(recipe.horizon, start=scalar.start, end=scalar.end)
-            assert scalar.target is not None
-            found[key] = Rule(
-                signal=scalar.signal,
-                target=scalar.target,
-                gain=scalar.gain,
-                max_change=scalar.max_change,
-                smoothing=scalar.smoothing,
-                first=first,
-                last=last,
-            )
-    return found
 
 
 def _asking(recipe: Recipe, data: Data, tokenizer: PreTrainedTokenizerBase) -> Asking:
