@@ -2,11 +2,16 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tests.tiny import tiny_llama
 
 from tpcli.errors import TpcliError
-from tpcli.policy.store import once
+from tpcli.policy.load import load_model
+from tpcli.policy.scratch import character_tokenizer
+from tpcli.policy.store import once, save_model
 
 
 def test_two_at_once_build_one(tmp_path: Path) -> None:
@@ -70,3 +75,21 @@ def test_other_failures_pass_through(tmp_path: Path) -> None:
 
     with pytest.raises(ConnectionError, match="not about the disk"):
         once(tmp_path / "model", unreachable)
+
+
+def test_a_model_is_written_by_whichever_process_builds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by rank 1 of a distributed run, on which save_pretrained alone writes no weights."""
+    from transformers.distributed import mixin
+
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    model: Any = tiny_llama()
+    model.save_pretrained(tmp_path / "theirs")
+    assert not [*(tmp_path / "theirs").glob("*.safetensors")]
+    tokenizer = character_tokenizer("0123456789", ["\\boxed{", "}"], context=64)
+    save_model(model, tokenizer, tmp_path / "ours")
+    again, _ = load_model(tmp_path / "ours", dtype="float32", trust_remote_code=False)
+    for name, kept in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], kept)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tpcli.errors import UsageError
 from tpcli.policy.load import quiet
-from tpcli.policy.store import Report, once, silent
+from tpcli.policy.store import Report, once, save_model, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -131,5 +131,4 @@ def _save(
     finally:
         torch.default_generator.set_state(state)
     with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, tokenizer, folder)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +28,20 @@ def cache_dir() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tpcli"
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that transformers loads, from whichever process this is.
+
+    Under torch.distributed ``save_pretrained`` writes nothing but on rank 0, while what ``once``
+    makes is made by the process that has the lock, on every machine.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: True
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        del model.should_save_on_this_rank
 
 
 def once(folder: Path, build: Callable[[Path], None], *, report: Report = silent) -> Path:

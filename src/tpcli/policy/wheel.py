@@ -16,7 +16,7 @@ from typing import Any
 
 from tpcli.errors import OfflineError, TpcliError, UsageError
 from tpcli.policy.load import quiet
-from tpcli.policy.store import Report, once, silent
+from tpcli.policy.store import Report, once, save_model, silent
 
 _GGUF = "weights.gguf"
 
@@ -164,8 +164,7 @@ def _convert(folder: Path) -> None:
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
     with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, tokenizer, folder)
     gguf.unlink()
 
 

@@ -18,7 +18,7 @@ from tpcli.optim.adamw import adamw
 from tpcli.policy.load import load_model
 from tpcli.policy.model import Policy
 from tpcli.policy.source import resolve
-from tpcli.policy.store import cache_dir, once
+from tpcli.policy.store import cache_dir, once, save_model
 from tpcli.recipe.scalar import Scalar, bounds
 from tpcli.recipe.schema import Recipe
 from tpcli.reward.verify import check_answers
@@ -30,7 +30,7 @@ from tpcli.train.loop import Parts, Settings
 from tpcli.train.schedules import knobs_at, progress_at, rules, value_at
 from tpcli.train.step import Learner, Method
 from tpcli.train.tempo import Tempo
-from tpcli.train.warmup import save_aside, solutions_of, warm_up, warmup_key
+from tpcli.train.warmup import solutions_of, warm_up, warmup_key
 from tpcli.types import Question
 
 
@@ -206,7 +206,7 @@ def _warmed_up(
             pad_id=pad_id,
             progress=journal.advance,
         )
-        save_aside(model, tokenizer, aside)
+        save_model(model, tokenizer, aside)
 
     key = warmup_key(
         recipe.model.model_dump(mode="json"),

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,9 +112,3 @@ def _batch(prompts: Sequence[Prompt], solutions: Sequence[tuple[int, ...]]) -> T
     return TokenBatch(
         prompts, tokens_BT, mask_BT, torch.zeros(mask_BT.shape), nothing_B, nothing_B, group_size=1
     )
-
-
-def save_aside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the warmed-up policy as a folder transformers loads."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
