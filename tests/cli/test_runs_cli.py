@@ -169,7 +169,7 @@ class TestShow:
         for wanted in (
             "☠ dead  math-sigm-s0 · d9r4jfa",
             "recipes/tiny.toml, seed 3, fingerprint ffffffffffff",
-            "trajectory_percentile, linear .1–.8",
+            "trajectory_percentile, linear, window 0.1 to 0.8 of training",
             "7 of 20",
             "step-000005, step-000010\n",
             "run m1, up to step 4",

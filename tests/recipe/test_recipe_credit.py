@@ -202,6 +202,17 @@ class TestWarnings:
             "rollout.temperature is cut short: it would end at step 80, of 20"
         ]
 
+    def test_a_schedule_that_never_acts(self) -> None:
+        """A window of the first step alone is over when that step is taken."""
+        short = self.warnings(train={"steps": 6}, credit={"schedule": {"end": 0.2}})
+        assert short == [
+            "credit.schedule never acts: its window ends with step 1, which has the value after it"
+        ]
+        assert self.warnings(train={"steps": 6}, credit={"schedule": {"end": 0.4}}) == []
+        assert self.warnings(credit={"schedule": {"initial": 0.0}}) == [
+            "credit.schedule never moves: initial and final are both 0"
+        ]
+
     def test_a_ramp_that_nothing_follows_is_no_ramp(self) -> None:
         train = {"steps": 20, "horizon": 100}
         assert self.warnings(train=train, credit={"allocation": "uniform"}) == []

@@ -302,7 +302,7 @@ end = 0.2
 
 [loss.kl_coef]
 initial = -1
-> 8: loss.kl_coef.initial: -1 must lie in [0, inf]
+> 8: loss.kl_coef.initial: -1 must be 0 or above
 
 [launch]
 processes = 3
@@ -354,7 +354,7 @@ curve = "constant"
 
 [credit.schedule]
 curve = "piecewise"
-> 8: credit.schedule.points: are needed by this curve (write [progress, value] pairs, as in
+> 8: credit.schedule.points: this curve needs them (write [progress, value] pairs, as in
 > [[0.0, 0.99], [0.5, 0.2], [1.0, 0.0]])
 
 [credit.schedule]

@@ -83,6 +83,11 @@ class HeatMap:
         return self._largest or 1.0
 
     @property
+    def empty(self) -> bool:
+        """0 everywhere."""
+        return self._largest == 0
+
+    @property
     def beyond(self) -> bool:
         """Some values lie above the scale."""
         return self._largest > self.top

@@ -102,6 +102,9 @@ def _maps(found: Trajectories, console: Console) -> list[Text]:
 
     lines = []
     for one in found.maps:
+        if one.empty:
+            lines += [Text(f"{one.quantity.title}: 0 at every step"), Text()]
+            continue
         lines += heat_map(
             one.columns(),
             title=one.quantity.title,

@@ -230,7 +230,10 @@ def _facts(facts: Sequence[tuple[str, str]]) -> list[Text]:
 def _identity(run: Run) -> list[tuple[str, str]]:
     from tpcli.cli.glyphs import duration
 
-    credit = f"{run.allocation}, {_curve(run)}"
+    moves = run.curve
+    if run.window_start is not None and run.window_end is not None and run.curve != "constant":
+        moves += f", window {run.window_start:g} to {run.window_end:g} of training"
+    credit = f"{run.allocation}, {moves}"
     ended, seen = "", ""
     if run.finished:
         ended = f"{_moment(run.finished)}, after {duration(run.finished - run.created)}"

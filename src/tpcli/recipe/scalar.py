@@ -131,7 +131,7 @@ class Schedule(Section):
             places = [place for place, _ in self.points]
             rising = all(a < b for a, b in pairwise(places))
             if len(places) < 2 or (places[0], places[-1]) != (0, 1) or not rising:
-                fault = "progress must rise from 0 to 1" if places else "are needed by this curve"
+                fault = "progress must rise from 0 to 1" if places else "this curve needs them"
                 raise ValueError(
                     f"points: {fault}; write [progress, value] pairs, "
                     "as in [[0.0, 0.99], [0.5, 0.2], [1.0, 0.0]]"
@@ -225,6 +225,8 @@ def check_range(
                 wanted = f"be above {low:g}" + (
                     "" if high == math.inf else f" and at most {high:g}"
                 )
+            elif high == math.inf:
+                wanted = f"be {low:g} or above"
             else:
                 wanted = f"lie in [{low:g}, {high:g}]"
             raise ValueError(f"{key}: {name} ({value:g}) must {wanted}")

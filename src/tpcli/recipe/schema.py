@@ -100,7 +100,7 @@ class Recipe(Section):
         if self.optim.warmup_steps >= self.horizon:
             raise ValueError(
                 f"optim.warmup_steps ({self.optim.warmup_steps}) must be below the "
-                f"{self.horizon} steps of the run"
+                f"{self.horizon} steps of the run; lower it, or train longer"
             )
         return self
 
@@ -175,7 +175,13 @@ class Recipe(Section):
             if unread or not isinstance(scalar, Schedule) or not moves(scalar):
                 continue
             first, last = int(self.horizon * scalar.start), int(self.horizon * scalar.end)
-            if first >= steps:
+            if scalar.curve != "piecewise" and scalar.initial == scalar.final:
+                found.append(f"{key} never moves: initial and final are both {scalar.final:g}")
+            elif (first, last) == (0, 1) and scalar.curve != "adaptive":
+                found.append(
+                    f"{key} never acts: its window ends with step 1, which has the value after it"
+                )
+            elif first >= steps:
                 found.append(f"{key} never moves: it begins after step {first}, of {steps}")
             elif last > steps:
                 found.append(f"{key} is cut short: it would end at step {last}, of {steps}")
