@@ -12,7 +12,16 @@ from tpcli.analysis import course
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.schema import Recipe
 
-RECIPE = '[model]\nsource = "m"\n[data]\nsource = "running_sum"\n[train]\nsteps = 10\n'
+RECIPE = """\
+[model]
+source = "m"
+[data]
+source = "running_sum"
+[rollout]
+max_new_tokens = 1000
+[train]
+steps = 10
+"""
 ADAPTIVE = 'credit.schedule={curve="adaptive",target=0.5,initial=1.0,max_change=0.1,end=1.0}'
 
 
@@ -58,6 +67,37 @@ def test_uniform_credit_has_no_course(tmp_path: Path) -> None:
     assert course.courses(made) == []
     assert course.credited(made) == [(1.0, 1.0)] * 10
     assert course.placed(made) is None
+
+
+def test_the_share_is_of_the_longest_response(tmp_path: Path) -> None:
+    """int(8 * .86625) = 6 of 8 tokens are context at step 1; of 1000 it is 86.6%."""
+    made = recipe(tmp_path, "rollout.max_new_tokens=8")
+    assert course.credited(made)[0] == (0.25, 0.25)
+
+
+def test_the_learning_rate_has_a_course_where_it_moves(tmp_path: Path) -> None:
+    """A rise over 2 steps; the fall of 8 more is at p = 1/8 at step 3."""
+    assert [its.key for its in course.courses(recipe(tmp_path))] == ["credit.schedule"]
+    falls = recipe(tmp_path, "optim.lr=8.0", 'optim.schedule="linear"', "optim.warmup_steps=2")
+    lr = course.courses(falls)[-1]
+    assert (lr.key, lr.name, lr.allocations) == ("optim.lr", "lr", ())
+    assert lr.low == lr.high == pytest.approx([4, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    assert (lr.window, lr.rise, lr.corners, lr.moves) == ((2, 10), 2, (2, 10), True)
+
+
+def test_a_rise_alone_is_a_move_and_of_one_step_is_none(tmp_path: Path) -> None:
+    lr = course.courses(recipe(tmp_path, "optim.lr=4.0", "optim.warmup_steps=4"))[-1]
+    assert lr.low == (1, 2, 3, *[4] * 7)
+    assert (lr.window, lr.rise, lr.corners, lr.moves) == (None, 4, (4,), True)
+    assert len(course.courses(recipe(tmp_path, "optim.warmup_steps=1"))) == 1
+
+
+def test_a_table_of_learning_rates_rises_too(tmp_path: Path) -> None:
+    """10 - t, at step 1 a quarter of 9."""
+    table = "optim.lr={initial=10.0,final=1.0,end=0.9}"
+    lr = course.courses(recipe(tmp_path, table, "optim.warmup_steps=4"))[-1]
+    assert lr.low == pytest.approx([9 / 4, 8 / 2, 7 * 3 / 4, 6, 5, 4, 3, 2, 1, 1])
+    assert (lr.window, lr.rise, lr.corners) == ((0, 9), 4, (4, 9))
 
 
 def test_an_adaptive_magnitude_has_bounds(tmp_path: Path) -> None:
@@ -140,6 +180,15 @@ def test_the_figure_s_panels(tmp_path: Path) -> None:
     curve, closes = axes[1].lines
     np.testing.assert_allclose(np.asarray(curve.get_ydata(), float)[3], 0.495)
     assert list(np.asarray(closes.get_xdata())) == [8, 8]  # step 0 is left of the axis
+
+
+def test_the_figure_of_a_given_solution_has_one_panel(tmp_path: Path) -> None:
+    """At 0 nothing is given, and every token learns all along."""
+    made = recipe(tmp_path, 'credit.allocation="expert_prefix"')
+    (panel,) = course.figure(made, title="t").axes
+    assert panel.get_title() == "Share of the solution given"
+    mixed = recipe(tmp_path, 'credit.allocation=["expert_prefix", "forking_tokens"]')
+    assert course.figure(mixed, title="t").axes[1].get_title() == "Magnitude"
 
 
 def test_the_figure_of_bounds_is_a_band(tmp_path: Path) -> None:

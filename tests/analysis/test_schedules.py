@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tpcli.analysis import schedules
 from tpcli.credit import allocation
-from tpcli.names import AllocationName
+from tpcli.names import AllocationName, LrScheduleName
+from tpcli.optim import adamw
 from tpcli.recipe.schema import Recipe
 
 SMALL = {"model": {"source": "m"}, "data": {"source": "running_sum"}}
@@ -124,14 +125,69 @@ def test_tokens_credited_by_entropy(magnitude: float, tokens: int) -> None:
 def test_allocations_that_weigh_credit_every_token() -> None:
     for name in ("uniform", "entropy_advantage", "low_probability", "expert_prefix"):
         every = recipe(credit={"allocation": name})
-        assert schedules.credited_share(every, 1) == 1.0
+        magnitudes = schedules.magnitudes_at(every, 1)
+        assert schedules.tokens_credited(every, magnitudes, 1000) == 1000
 
 
-def test_credited_share_over_training() -> None:
+def test_tokens_credited_over_training() -> None:
     """m = .99 before the window of 2 to 16, .495 at step 9, 0 after it."""
     ramp = recipe(credit={"schedule": {"start": 0.1}})
-    shares = [schedules.credited_share(ramp, step) for step in (0, 2, 9, 16, 20)]
-    assert shares == [0.01, 0.01, 0.505, 1.0, 1.0]
+    counts = [
+        schedules.tokens_credited(ramp, schedules.magnitudes_at(ramp, step), 1000)
+        for step in (0, 2, 9, 16, 20)
+    ]
+    assert counts == [10, 10, 505, 1000, 1000]
+
+
+def test_the_learning_rate_rises_and_then_falls() -> None:
+    """Half after one of two steps; then 1 - p with p = 1/4, 2/4, ... of the four that are left."""
+    falls = recipe(steps=6, optim={"lr": 4.0, "schedule": "linear", "warmup_steps": 2})
+    assert [schedules.lr_at(falls, t) for t in range(7)] == [0, 2, 4, 3, 2, 1, 0]
+    assert schedules.lr_window(falls) == (2, 6)
+    flat = recipe(steps=6, optim={"lr": 4.0})
+    assert [schedules.lr_at(flat, t) for t in (0, 1, 6)] == [4, 4, 4]
+    assert schedules.lr_window(flat) is None
+
+
+def test_the_rise_applies_to_a_learning_rate_that_is_a_schedule_too() -> None:
+    """4 - t, at step 1 half of it."""
+    own = {"initial": 4.0, "final": 1.0, "end": 1.0}
+    table = recipe(steps=3, optim={"lr": own, "warmup_steps": 2})
+    assert [schedules.lr_at(table, t) for t in (1, 2, 3)] == pytest.approx([1.5, 2, 1])
+    assert schedules.lr_window(table) == (0, 3)
+
+
+@given(
+    step=st.integers(1, 60),
+    horizon=st.integers(2, 50),
+    part=st.floats(0, 0.99),
+    form=st.sampled_from(["constant", "linear", "cosine"]),
+)
+def test_the_learning_rate_is_the_optimiser_s(
+    step: int, horizon: int, part: float, form: LrScheduleName
+) -> None:
+    rise = int(part * horizon)
+    optim = {"lr": 3e-4, "schedule": form, "warmup_steps": rise}
+    own = recipe(steps=horizon, optim=optim, credit={"schedule": 0.5})
+    expected = adamw.lr_at(step, horizon, peak=3e-4, warmup_steps=rise, schedule=form)
+    assert schedules.lr_at(own, step) == pytest.approx(expected, rel=1e-12, abs=1e-20)
+
+
+def test_corners_are_where_a_course_turns() -> None:
+    """Points at p = .25 of 4 to 16 is step 7, p = .3 is 7.6; two stairs drop at p = .5 and 1."""
+
+    def of(**written: Any) -> list[int]:
+        made = recipe(credit={"schedule": {"start": 0.2, "end": 0.8, **written}})
+        return schedules.corners(made, "credit.schedule")
+
+    assert of() == [4, 16]
+    points = [[0.0, 0.9], [0.25, 0.5], [0.3, 0.4], [1.0, 0.0]]
+    assert of(curve="piecewise", points=points) == [4, 7, 8, 16]
+    assert of(curve="piecewise", points=points, reverse=True) == [4, 13, 16]
+    assert of(curve="stairs", stairs=2) == [4, 10, 16]
+    # Backwards the value leaves a level after the step of its drop.
+    assert of(curve="stairs", stairs=2, reverse=True) == [4, 5, 11, 16]
+    assert schedules.corners(recipe(), "loss.clip_low") == []
 
 
 COUNTED: list[list[AllocationName]] = [

@@ -72,6 +72,14 @@ def test_almost_none_and_almost_all_can_be_told_from_none_and_all() -> None:
     assert heat(column, width=4, height=1)[0] == "    0% ┤ ░▓█"
 
 
+def test_ticks_are_whole_strides_apart() -> None:
+    assert list(ticks(10, 72).values()) == list(range(1, 11))
+    assert list(ticks(20, 72).values()) == [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    # 140 would stand in 147's way.
+    assert list(ticks(147, 72).values()) == [1, 20, 40, 60, 80, 100, 120, 147]
+    assert list(ticks(2000, 72).values()) == [1, 500, 1000, 1500, 2000]
+
+
 @given(steps=st.integers(1, 5000), width=st.integers(2, 120))
 def test_ticks_rise_from_the_first_step_to_the_last(steps: int, width: int) -> None:
     found = ticks(steps, width)

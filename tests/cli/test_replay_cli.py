@@ -105,12 +105,46 @@ def test_a_constant_schedule_in_place_of_a_ramp(
         ["3", "80%", "→", "50%", "1.25", "→", "2.00", "0", "3", "10"],
         ["4", "100%", "→", "50%", "1.00", "→", "2.00", "0", "5", "10"],
     ]
-    assert "of the stored responses as if they were the whole step" in out
+    assert "of the stored responses as if they were the whole step" in " ".join(out.split())
     assert out.splitlines()[-3:] == [
         "step 4, the response that changes most, 5 of 10 tokens: 1+1?",
         "[credited by both]  [-only then-]  {+only now+}  by neither",
         "[-abcde-][fghij]",
     ]
+
+
+def test_a_table_that_gives_way_to_a_number_is_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(runs, [line(1)])
+    run(*changed("credit.schedule=0.5", 'loss.denominator="all"'))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(" · 1 response")
+    assert lines[1 : lines.index("")] == [
+        "credit.schedule   linear → 0.5",
+        'loss.denominator  "selected" → "all"',
+    ]
+
+
+def test_of_a_table_that_stays_one_every_setting_that_differs(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(runs, [line(1)])
+    run(*changed('credit.schedule.curve="cosine"', "credit.schedule.initial=0.6"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1 : lines.index("")] == [
+        'credit.schedule.curve    "linear" → "cosine"',
+        "credit.schedule.initial  0.8 → 0.6",
+    ]
+
+
+def test_lines_of_words_fit_the_terminal(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    record(runs, [line(t) for t in (1, 2, 3, 4)])
+    run(*changed("credit.schedule=0.5"))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 70
 
 
 def test_another_allocation_gains_and_loses(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +201,7 @@ def test_entropy_advantage_shows_the_advantage(
     ("sets", "told"),
     [
         ([], "needs something to change"),
+        (["credit"], "--set credit: a replay needs KEY=VALUE"),
         (["optim.lr=1.0"], "optim.lr cannot be replayed"),
         (["loss.objective='gspo'"], "loss.objective cannot be replayed"),
         (["credit.advantage='group_mean'"], "needs the rewards of whole groups"),

@@ -10,7 +10,16 @@ import pytest
 from tpcli import errors
 from tpcli.cli.app import main
 
-RECIPE = '[model]\nsource = "m"\n[data]\nsource = "running_sum"\n[train]\nsteps = 10\n'
+RECIPE = """\
+[model]
+source = "m"
+[data]
+source = "running_sum"
+[rollout]
+max_new_tokens = 1000
+[train]
+steps = 10
+"""
 ADAPTIVE = 'credit.schedule={curve="adaptive",target=0.5,max_change=0.1}'
 
 
@@ -38,14 +47,19 @@ def test_without_a_recipe_the_main_one(capsys: pytest.CaptureFixture[str]) -> No
     assert err == ""
     assert lines[0] == "math.toml · 10 steps · trajectory_percentile, late"
     assert lines[2] == "credit.schedule  linear .990 → 0"
-    assert lines[3].endswith("opens after step 0, closed at step 8 of 10")
-    assert "credited share  13% → 100%" in lines
+    assert lines[3].endswith(" · moves from step 1 to step 8 of 10")
+    assert "credited share  13% → 100% of a response of 1000 tokens" in lines
     table = [line.split() for line in lines]
     assert table[table.index(["step", "credited", "magnitude"]) + 1 :] == [
         ["1", "13%", ".866"],
         ["2", "26%", ".742"],
+        ["3", "38%", ".619"],
+        ["4", "50%", ".495"],
         ["5", "63%", ".371"],
+        ["6", "75%", ".247"],
+        ["7", "88%", ".124"],
         ["8", "100%", "0"],
+        ["9", "100%", "0"],
         ["10", "100%", "0"],
     ]
 
@@ -75,17 +89,22 @@ def test_json_has_every_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["steps"] == 4
     assert schedule["window"] == [0, 4]
     assert schedule["low"] == schedule["high"] == pytest.approx([0.7425, 0.495, 0.2475, 0.0])
+    assert found["response_tokens"] == 1000
     assert found["credited_share"] == [[0.258] * 2, [0.505] * 2, [0.753] * 2, [1.0] * 2]
 
 
 @pytest.mark.parametrize(
     ("settings", "warned", "window"),
     [
-        (["train.horizon=40"], "is cut short: it would end at step 32, of 10", "would close at"),
+        (
+            ["train.horizon=40"],
+            "is cut short: it would end at step 32, of 10",
+            "moves from step 1 to step 32, training ends with step 10",
+        ),
         (
             ["train.horizon=40", "credit.schedule.start=0.5"],
             "never moves: it begins after step 20, of 10",
-            "would open after step 20, training ends with step 10",
+            "would move from step 21 to step 32, training ends with step 10",
         ),
     ],
 )
@@ -104,7 +123,50 @@ def test_an_adaptive_schedule_says_what_it_follows(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "adaptive between .297 and .990" in out  # 7 moves of .1 * .99
     assert "follows entropy, to hold 0.5 nats" in out
+    assert "may move from step 2 to step 8 of 10" in out  # step 1 is measured before any move
+    assert max(map(len, out.splitlines())) <= 80
     assert ["8", "1%–70%", ".297–.990"] in [line.split() for line in out.splitlines()]
+
+
+def test_the_learning_rate_s_rise_and_fall(capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of 2e-4 at step 1, and half of it again at p = .5 of steps 2 to 10."""
+    rate = ["optim.lr=2e-4", "optim.schedule='cosine'", "optim.warmup_steps=2"]
+    run(*(word for setting in rate for word in ("--set", setting)))
+    lines = capsys.readouterr().out.splitlines()
+    head = lines.index("optim.lr  cosine .0002 → 0")
+    rise = "times a rise over the first 2 steps · moves from step 3 to step 10 of 10"
+    assert lines[head + 1] == rise
+    table = [line.split() for line in lines]
+    begin = table.index(["step", "credited", "magnitude", "lr"])
+    assert [table[begin + step][-1] for step in (1, 2, 6, 10)] == [".0001", ".0002", ".0001", "0"]
+
+
+def test_the_table_has_the_corners_of_a_course(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 40 steps: quarters, the window's end at 32, and the points at .3 and .55 of it."""
+    points = "credit.schedule.points=[[0.0,0.9],[0.3,0.5],[0.55,0.1],[1.0,0.0]]"
+    run("--steps", "40", "--set", "credit.schedule.curve='piecewise'", "--set", points)
+    assert steps_shown(capsys) == [1, 10, 18, 20, 30, 32, 40]
+    run("--steps", "40", "--set", "credit.schedule.curve='stairs'")
+    assert steps_shown(capsys) == [1, 8, 10, 16, 20, 24, 30, 32, 40]
+    many = ["--set", "credit.schedule.curve='stairs'", "--set", "credit.schedule.stairs=16"]
+    run("--steps", "40", *many)
+    assert steps_shown(capsys) == [1, 10, 20, 30, 32, 40]
+
+
+def steps_shown(capsys: pytest.CaptureFixture[str]) -> list[int]:
+    lines = capsys.readouterr().out.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.split()[:1] == ["step"])
+    return [int(line.split()[0]) for line in lines[begin + 1 :]]
+
+
+def test_of_a_given_solution_the_share_that_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--set", 'credit.allocation="expert_prefix"')
+    out = capsys.readouterr().out
+    assert "magnitude of expert_prefix: share of the solution given" in out
+    assert "solution given  87% → 0%, and every token of the response learns" in out
+    assert "credited" not in out
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[rows.index(["step", "given", "magnitude"]) + 4] == ["4", "50%", ".495"]
 
 
 def test_uniform_credit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 from tpcli.analysis.canvas import BLUE, GREEN, GREY, ORANGE, sheet
 from tpcli.analysis.schedules import (
     adaptive,
+    corners,
     credited_stretch,
     focus,
+    lr_at,
+    lr_window,
     magnitudes_at,
     moving,
     scalar_at,
@@ -34,8 +37,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg")
 PERCENTILES = 100
-LENGTH = 1000
-"""Tokens of the response that a credited share is worked out for."""
+LR = "optim.lr"
 SELECTS: frozenset[AllocationName] = frozenset(
     {"trajectory_percentile", "forking_tokens", "random_tokens"}
 )
@@ -55,6 +57,8 @@ class Course:
         low, high: its values at steps 1, 2, ..., the last. They differ only where the schedule
             follows a measurement: then they are the bounds that ``max_change`` sets.
         window: first and last step of the move; None where the value stands still.
+        rise: steps of the learning rate's warm-up, which is on top of the move; else 0.
+        corners: steps at which the value changes its ways.
         follows: "entropy, to hold 0.5 nats" of an adaptive schedule, else "".
     """
 
@@ -64,6 +68,13 @@ class Course:
     high: tuple[float, ...]
     window: tuple[int, int] | None
     follows: str
+    rise: int
+    corners: tuple[int, ...]
+
+    @property
+    def moves(self) -> bool:
+        """Whether the value is another one at some step."""
+        return self.window is not None or self.rise > 1
 
     @property
     def name(self) -> str:
@@ -77,6 +88,8 @@ def courses(recipe: Recipe) -> list[Course]:
     """The allocations' magnitudes, static ones too, and every other number that moves."""
     followed = recipe.credit.magnitudes()
     keys = dict.fromkeys([*followed.values(), *moving(recipe)])
+    if lr_window(recipe) or recipe.optim.warmup_steps > 1:
+        keys[LR] = None
     return [
         _course(recipe, key, tuple(name for name, its in followed.items() if its == key))
         for key in keys
@@ -88,7 +101,12 @@ def _course(recipe: Recipe, key: str, allocations: tuple[AllocationName, ...]) -
     rule = adaptive(recipe, key)
     follows = f"{rule.signal}, to hold {rule.target:g}{UNITS[rule.signal]}" if rule else ""
     low, high = (tuple(pick(pair) for pair in ends) for pick in (min, max))
-    return Course(key, allocations, low, high, window(recipe, key), follows)
+    moves, turns = window(recipe, key), corners(recipe, key)
+    rise = recipe.optim.warmup_steps if key == LR else 0
+    if key == LR:
+        moves = lr_window(recipe)
+        turns = sorted({*turns, *(moves or ()), rise} - {0})
+    return Course(key, allocations, low, high, moves, follows, rise, tuple(turns))
 
 
 def _ends(recipe: Recipe, key: str, step: int) -> tuple[float, float]:
@@ -99,23 +117,31 @@ def _ends(recipe: Recipe, key: str, step: int) -> tuple[float, float]:
         # The share leaves 1 after a step of the window, by max_change at most.
         taken = min(step, moves[1]) - max(moves[0], 1)
         furthest = max(1.0 - rule.max_change * max(taken, 0), 0.0)
+    if key == LR:
+        return lr_at(recipe, step, furthest), lr_at(recipe, step, 1.0)
     return scalar_at(recipe, key, step, furthest), scalar_at(recipe, key, step, 1.0)
 
 
 def credited(recipe: Recipe) -> list[tuple[float, float]]:
     """Least and most share of a response's tokens that carry credit, at steps 1, 2, ..., the last.
 
-    The two differ only where a magnitude follows a measurement.
+    Of a response of [rollout].max_new_tokens. The two differ only where a magnitude follows a
+    measurement.
     """
-    found = []
+    found, length = [], recipe.rollout.max_new_tokens
     for step in range(1, recipe.train.steps + 1):
         keys = recipe.credit.magnitudes()
         ends = {name: _ends(recipe, key, step) for name, key in keys.items()}
         # Whatever selects, selects less at a larger magnitude.
         least, most = ({n: pick(pair) for n, pair in ends.items()} for pick in (max, min))
-        share, larger = (tokens_credited(recipe, m, LENGTH) / LENGTH for m in (least, most))
+        share, larger = (tokens_credited(recipe, m, length) / length for m in (least, most))
         found.append((share, larger))
     return found
+
+
+def gives(recipe: Recipe) -> bool:
+    """Whether the only magnitude is the share of a worked solution that a response continues."""
+    return recipe.credit.allocations == ("expert_prefix",)
 
 
 def placed(recipe: Recipe) -> list[list[float]] | None:
@@ -136,7 +162,8 @@ def placed(recipe: Recipe) -> list[list[float]] | None:
 def _placed(recipe: Recipe, step: int) -> list[float]:
     magnitudes = magnitudes_at(recipe, step)
     if "shuffled" in recipe.credit.allocations:
-        return [tokens_credited(recipe, magnitudes, LENGTH) / LENGTH] * PERCENTILES
+        length = recipe.rollout.max_new_tokens
+        return [tokens_credited(recipe, magnitudes, length) / length] * PERCENTILES
     first, end, share = 0, PERCENTILES, 1.0
     for name in recipe.credit.allocations:
         if name == "trajectory_percentile":
@@ -172,12 +199,13 @@ def figure(recipe: Recipe, *, title: str) -> Figure:
     found = courses(recipe)
     magnitudes = [course for course in found if course.allocations]
     others = [course for course in found if not course.allocations]
+    # Where only a solution is given, every token learns: no picture of that.
     panels: list[Callable[[Axes], None]] = [
-        lambda axis: _where(axis, recipe),
-        lambda axis: _magnitudes(axis, magnitudes, recipe.train.steps),
+        *([] if gives(recipe) else [lambda axis: _where(axis, recipe)]),
+        lambda axis: _magnitudes(axis, magnitudes, recipe),
         *(lambda axis, course=course: _other(axis, course) for course in others),
     ]
-    columns = 2 if len(panels) in (2, 4) else 3
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = -(-len(panels) // columns)
     drawn = sheet(5.4 * columns, 0.6 + 3.6 * rows)
     drawn.suptitle(title, fontsize="large")
@@ -197,7 +225,7 @@ def _where(axis: Axes, recipe: Recipe) -> None:
         shares = credited(recipe)
         _span(axis, steps, [a for a, _ in shares], [b for _, b in shares], BLUE, "-", "credited")
         axis.set_title("Tokens that carry credit")
-        axis.set_ylabel("share of a response")
+        axis.set_ylabel(f"share of a response of {recipe.rollout.max_new_tokens} tokens")
         axis.set_ylim(-0.02, 1.02)
         return
     from matplotlib.colors import LinearSegmentedColormap
@@ -219,8 +247,10 @@ def _where(axis: Axes, recipe: Recipe) -> None:
         axis.figure.colorbar(image, ax=axis, pad=0.02, label="share of tokens with credit")
 
 
-def _magnitudes(axis: Axes, found: Sequence[Course], steps: int) -> None:
-    axis.set_title("Magnitude (0: every token alike)")
+def _magnitudes(axis: Axes, found: Sequence[Course], recipe: Recipe) -> None:
+    steps, mixed = recipe.train.steps, "expert_prefix" in recipe.credit.allocations
+    title = "Magnitude" if mixed else "Magnitude (0: every token alike)"
+    axis.set_title("Share of the solution given" if gives(recipe) else title)
     axis.set_ylim(-0.02, 1.02)
     for course, (colour, style) in zip(found, STYLES * 2, strict=False):
         names = " + ".join(course.allocations)
@@ -265,7 +295,7 @@ def _span(
 
 def _window(axis: Axes, course: Course, steps: int, colour: str) -> None:
     """Dotted lines where the move begins and ends, if training gets there."""
-    for step in course.window or ():
+    for step in {*(course.window or ()), course.rise}:
         if 0 < step <= steps:
             axis.axvline(step, color=colour, lw=0.9, ls=(0, (1, 2)), zorder=0)
 

@@ -53,6 +53,43 @@ def adaptive(recipe: Recipe, key: str) -> Schedule | None:
     return scalar if isinstance(scalar, Schedule) and scalar.curve == "adaptive" else None
 
 
+def lr_at(recipe: Recipe, step: int, share: float = 1.0) -> float:
+    """The learning rate at ``step``: number or table, times the warm-up and [optim].schedule.
+
+    As tpcli.optim.adamw.lr_at has it, which needs torch. 0 before training where it warms up.
+    """
+    optim, peak = recipe.optim, scalar_at(recipe, "optim.lr", step, share)
+    rise = optim.warmup_steps
+    if step <= rise:
+        return peak * step / rise if rise else peak
+    p = min((step - rise) / (recipe.horizon - rise), 1.0)
+    return schedule.CURVES[optim.schedule](p, peak)
+
+
+def lr_window(recipe: Recipe) -> tuple[int, int] | None:
+    """First and last step of the learning rate's move, the warm-up apart."""
+    if recipe.optim.schedule == "constant":
+        return window(recipe, "optim.lr")
+    return recipe.optim.warmup_steps, recipe.horizon
+
+
+def corners(recipe: Recipe, key: str) -> list[int]:
+    """Steps from 1 at which a schedule changes its ways: ends of the window, points, drops."""
+    scalar, moves_in = recipe.scalars()[key], window(recipe, key)
+    if not isinstance(scalar, Schedule) or not moves_in:
+        return []
+    found = set(moves_in)
+    if scalar.curve == "piecewise":
+        first, last = moves_in
+        places = [1.0 - p if scalar.reverse else p for p, _ in scalar.points]
+        # A point between two steps is past at the second.
+        found |= {first + math.ceil(p * (last - first) - 1e-9) for p in places}
+    if scalar.curve == "stairs":
+        values = [scalar_at(recipe, key, step) for step in range(moves_in[1] + 2)]
+        found |= {step for step in range(1, len(values)) if values[step] != values[step - 1]}
+    return sorted(step for step in found if step >= 1)
+
+
 def leading(recipe: Recipe) -> str | None:
     """The key of the first allocation's magnitude; None under uniform credit, which has none."""
     return next(iter(recipe.credit.magnitudes().values()), None)
@@ -105,8 +142,3 @@ def tokens_credited(recipe: Recipe, magnitudes: Mapping[AllocationName, float], 
         elif name == "forking_tokens":
             left = max(1, math.ceil(left * (1.0 - magnitudes[name])))
     return left
-
-
-def credited_share(recipe: Recipe, step: int, length: int = 1000) -> float:
-    """Share of a response's tokens that learn at ``step``; adaptive schedules at their start."""
-    return tokens_credited(recipe, magnitudes_at(recipe, step), length) / length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import TypeVar
 
 from tpcli.cli.glyphs import SHADES, number, percent
@@ -109,9 +110,17 @@ def _framed(plot: Sequence[str], labels: dict[int, str], steps: int) -> list[str
 
 
 def ticks(steps: int, width: int) -> dict[int, int]:
-    """Character and step of the axis' ticks: first, last and as many between as there is room."""
-    if steps == 1:
+    """Character and step of the axis' ticks: the first, the last, and the multiples of a stride.
+
+    The stride is 1, 2 or 5 times a power of ten, the smallest whose labels have room. A multiple
+    less than half a stride from an end gives way to it.
+    """
+    if min(steps, width) == 1:
         return {0: 1}
-    count = max(2, min(width // 12 + 1, steps, 9))
-    chosen = [1 + round(i * (steps - 1) / (count - 1)) for i in range(count)]
-    return {round((step - 1) * (width - 1) / (steps - 1)): step for step in chosen}
+    apart = (width - 1) / (steps - 1)
+    room = max(2 * (len(str(steps)) + 1), 6)
+    strides = (lead * 10**power for power in count() for lead in (1, 2, 5))
+    stride = next(size for size in strides if size * apart >= room)
+    between = range(stride, steps, stride)
+    chosen = [step for step in between if 2 * min(step - 1, steps - step) >= stride]
+    return {round((step - 1) * apart): step for step in (1, *chosen, steps)}

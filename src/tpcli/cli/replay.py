@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from itertools import groupby
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 ROWS = 20
 """Steps in the table; of more, as many evenly spaced ones."""
+WIDEST = 100
 LONGEST = 240
 BEFORE = 20
 """Tokens of the example that are shown, and how many of them stand before the first change."""
@@ -101,8 +103,8 @@ def _warnings(found: Replay) -> list[str]:
     tokens = sum(step.tokens for step in found.steps)
     return [
         *found.warnings,
-        f"the run's own recipe gives other weights than it stored for {differ} of {tokens} tokens; "
-        "what was credited then is as stored",
+        f"the run's own recipe gives other weights than it stored for {differ} of "
+        f"{_counted(tokens, 'token')}; what was credited then is as stored",
     ]
 
 
@@ -112,13 +114,19 @@ def _sheet(found: Replay, console: Console) -> list[Text]:
 
     shown = _spread(found.steps, ROWS)
     responses = sum(step.responses for step in found.steps)
-    title = Text.assemble((found.run.name, "bold"), f" · {found.run.id} · {responses} responses")
+    stored = _counted(responses, "response")
+    title = Text.assemble((found.run.name, "bold"), f" · {found.run.id} · {stored}")
     note = "then → now; the scale is of the stored responses as if they were the whole step, not of"
     note += " all that were drawn: 1 is uniform credit"
-    lines = [title, *_changes(found), Text(), *_table(found, shown), Text(note, "dim")]
+    lines = [title, *_changes(found), Text(), *_table(found, shown)]
+    lines += [Text(line, "dim") for line in wrap(note, min(console.width, WIDEST))]
     if len(shown) < len(found.steps):
         lines.append(Text(f"{len(shown)} of {len(found.steps)} steps; all of them: --json", "dim"))
     return [*lines, Text(), *_example(found.example, console)]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _spread(steps: Sequence[Step], count: int) -> list[Step]:
@@ -129,16 +137,29 @@ def _spread(steps: Sequence[Step], count: int) -> list[Step]:
 
 
 def _changes(found: Replay) -> list[Text]:
-    """A line for every setting that differs."""
+    """A line for every setting that differs; one for a table that gave way to a number."""
     from rich.text import Text
 
+    from tpcli.analysis.schedules import curve
     from tpcli.recipe.render import diff
+    from tpcli.recipe.scalar import Schedule
 
-    differ = diff(found.own, found.other)
-    if not differ:
+    lines: dict[str, str] = {}
+    own, other = found.own.scalars(), found.other.scalars()
+    for key, then, now in diff(found.own, found.other):
+        # The number or table that a row is a part of.
+        scalar = next((its for its in own | other if f"{key}.".startswith(f"{its}.")), key)
+        ends = [(found.own, own.get(scalar)), (found.other, other.get(scalar))]
+        if len({isinstance(end, Schedule) for _, end in ends}) == 1:
+            lines[key] = f"{_value(then)} → {_value(now)}"
+        else:
+            lines[scalar] = " → ".join(
+                curve(r, scalar) if isinstance(end, Schedule) else _value(end) for r, end in ends
+            )
+    if not lines:
         return [Text("nothing is changed: the run has these settings already", "dim")]
-    width = max(len(key) for key, _, _ in differ)
-    return [Text(f"{key:<{width}}  {_value(then)} → {_value(now)}") for key, then, now in differ]
+    width = max(map(len, lines))
+    return [Text(f"{key:<{width}}  {text}") for key, text in lines.items()]
 
 
 def _value(value: object) -> str:
@@ -193,18 +214,18 @@ def _example(example: Example, console: Console) -> list[Text]:
     end = min(begin + LONGEST, len(marks))
     body = Text()
     if begin:
-        body.append(f"… {begin} tokens … ", "dim")
+        body.append(f"… {_counted(begin, 'token')} … ", "dim")
     for its, group in groupby(range(begin, end), key=lambda i: marks[i]):
         text = "".join(plain(sample.tokens[i]) for i in group)
         open_, close = ("", "") if coloured else BRACKETS[its]
         body.append(f"{open_}{text}{close}", STYLES[its])
     if end < len(marks):
-        body.append(f" … {len(marks) - end} tokens …", "dim")
+        body.append(f" … {_counted(len(marks) - end, 'token')} …", "dim")
     legend = Text("  ").join(
         Text(MEANINGS[its] if coloured else "".join((a, MEANINGS[its], b)), STYLES[its])
         for its, (a, b) in BRACKETS.items()
     )
-    what = f"the response that changes most, {example.changed} of {len(marks)} tokens"
+    what = f"the response that changes most, {example.changed} of {_counted(len(marks), 'token')}"
     if not example.changed:
         what = "no response has other tokens credited; the first one"
     return [

@@ -21,6 +21,8 @@ app = typer.Typer(help="Look at schedules before training.", no_args_is_help=Tru
 WIDEST = 100
 HEIGHT = 6
 GAP = 2
+FEW = 10
+"""Steps up to which the table has them all, and corners of one schedule that it still adds."""
 
 
 @app.command("plot")
@@ -106,12 +108,14 @@ def _facts(loaded: Loaded, figure: Path | None) -> dict[str, Any]:
                 "allocations": list(course.allocations),
                 "curve": _curve(recipe, course),
                 "window": course.window,
+                "warmup_steps": course.rise,
                 "follows": course.follows or None,
                 "low": course.low,
                 "high": course.high,
             }
             for course in courses(recipe)
         ],
+        "response_tokens": recipe.rollout.max_new_tokens,
         "credited_share": [list(pair) for pair in credited(recipe)],
         "warnings": list(loaded.warnings),
         "figure": str(figure) if figure else None,
@@ -119,7 +123,11 @@ def _facts(loaded: Loaded, figure: Path | None) -> dict[str, Any]:
 
 
 def _curve(recipe: Recipe, course: Course) -> str:
-    return getattr(recipe.scalars()[course.key], "curve", "constant")
+    from tpcli.analysis.course import LR
+    from tpcli.analysis.schedules import curve
+
+    own = curve(recipe, course.key)
+    return recipe.optim.schedule if course.key == LR and own == "constant" else own
 
 
 # The terminal
@@ -132,7 +140,7 @@ def _show(loaded: Loaded) -> None:
     from tpcli.analysis.course import courses
 
     console = Console(highlight=False)
-    width = max(min(console.width, WIDEST) - 8, 12)  # without label and axis
+    width = min(console.width, WIDEST)
     found = courses(loaded.recipe)
     lines = [Text(_title(loaded), "bold")]
     for course in found:
@@ -142,24 +150,60 @@ def _show(loaded: Loaded) -> None:
     console.print(*lines, sep="\n", soft_wrap=True)
 
 
+def _plot_width(width: int) -> int:
+    """What label and axis leave of a line."""
+    return max(width - 8, 12)
+
+
+def _fitted(facts: Sequence[str], width: int) -> list[Text]:
+    """Facts side by side, on as many lines as they need: broken between two where it can be."""
+    from textwrap import wrap
+
+    from rich.text import Text
+
+    lines: list[str] = []
+    for fact in facts:
+        joined = f"{lines[-1]} · {fact}" if lines else fact
+        if lines and len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines += wrap(fact, width)
+    return [Text(line, "dim") for line in lines]
+
+
 def _chart(recipe: Recipe, course: Course, width: int) -> list[Text]:
     """One schedule: what it is, its window, its curve."""
     from rich.text import Text
 
     from tpcli.cli.chart import curve
 
-    names = " + ".join(course.allocations)
     curve_and_ends = f"  {_curve(recipe, course)} {_ends(recipe, course)}"
     head = Text.assemble((course.key, "bold"), curve_and_ends)
-    facts = [f"magnitude of {names}"] if names else []
-    facts += [f"follows {course.follows}"] if course.follows else []
-    facts += [_window(course.window, recipe.train.steps)] if course.window else []
-    lines = [head, Text(f"{' · '.join(facts)}", "dim")] if facts else [head]
-    if course.window is None:
+    lines = [head, *_fitted(_told(course, recipe), width)]
+    if not course.moves:
         return lines  # a number that stands still needs no picture
-    bottom, top = (0.0, 1.0) if names else (min(course.low), max(course.high))
-    plot = curve(course.low, course.high, width=width, height=HEIGHT, bottom=bottom, top=top)
+    bottom, top = (0.0, 1.0) if course.allocations else (min(course.low), max(course.high))
+    size = _plot_width(width)
+    plot = curve(course.low, course.high, width=size, height=HEIGHT, bottom=bottom, top=top)
     return [*lines, *(Text(line, "cyan") for line in plot[:-2]), *map(Text, plot[-2:])]
+
+
+def _told(course: Course, recipe: Recipe) -> list[str]:
+    """What the head does not say: whose magnitude it is, what it follows, when it moves."""
+    from tpcli.analysis.course import gives
+
+    facts = [f"magnitude of {' + '.join(course.allocations)}"] if course.allocations else []
+    if gives(recipe) and course.allocations:
+        facts = ["magnitude of expert_prefix: share of the solution given"]
+    facts += [f"follows {course.follows}"] if course.follows else []
+    if course.rise:
+        facts.append(f"times a rise over the first {_counted(course.rise, 'step')}")
+    facts += [_window(course, recipe.train.steps)] if course.window else []
+    return facts
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _ends(recipe: Recipe, course: Course) -> str:
@@ -173,36 +217,54 @@ def _ends(recipe: Recipe, course: Course) -> str:
     return first if course.window is None else f"{first} → {last}"
 
 
-def _window(window: tuple[int, int], steps: int) -> str:
-    first, last = window
-    if first >= steps:
-        return f"would open after step {first}, training ends with step {steps}"
+def _window(course: Course, steps: int) -> str:
+    """The steps at which the value is another one than before."""
+    assert course.window
+    # What a step measures moves the step after it.
+    first, last = max(course.window[0], int(bool(course.follows))) + 1, course.window[1]
+    moves = "may move" if course.follows else "moves"
+    if first > steps:
+        return f"would move from step {first} to step {last}, training ends with step {steps}"
     if last > steps:
-        return f"opens after step {first}, would close at step {last}, training ends with {steps}"
-    return f"opens after step {first}, closed at step {last} of {steps}"
+        return f"{moves} from step {first} to step {last}, training ends with step {steps}"
+    return f"{moves} from step {first} to step {last} of {steps}"
 
 
 def _share(recipe: Recipe, width: int) -> list[Text]:
     """Which part of a response carries credit, or, where that is not known, how much of it."""
     from rich.text import Text
 
-    from tpcli.analysis.course import SELECTS, credited, placed
+    from tpcli.analysis.course import SELECTS, gives, placed
     from tpcli.cli.chart import curve, heat
 
+    shares, size = _shares(recipe), _plot_width(width)
+    ends = " → ".join(dict.fromkeys(_percents(pair) for pair in (shares[0], shares[-1])))
+    if gives(recipe):
+        words = f"  {ends}, and every token of the response learns"
+        return [Text.assemble(("solution given", "bold"), words)]
     if SELECTS.isdisjoint(recipe.credit.allocations):
         return [Text.assemble(("credited share", "bold"), "  100%, every token at every step")]
-    grid, shares = placed(recipe), credited(recipe)
-    ends = " → ".join(dict.fromkeys(_percents(pair) for pair in (shares[0], shares[-1])))
-    head = Text.assemble(("credited share", "bold"), f"  {ends}")
+    grid, tokens = placed(recipe), _counted(recipe.rollout.max_new_tokens, "token")
+    head = Text.assemble(("credited share", "bold"), f"  {ends} of a response of {tokens}")
     if grid is None:
         low, high = [a for a, _ in shares], [b for _, b in shares]
-        plot = curve(low, high, width=width, height=HEIGHT, bottom=0.0, top=1.0)
+        plot = curve(low, high, width=size, height=HEIGHT, bottom=0.0, top=1.0)
         note = "share of a response's tokens that learn; which ones is known when it is sampled"
     else:
-        plot = heat(grid, width=width, height=HEIGHT)
+        plot = heat(grid, width=size, height=HEIGHT)
         note = "part of a response that learns, from its first token (0%) to its last (100%)"
     lines = [Text(line, "green") for line in plot[:-2]]
-    return [head, Text(note, "dim"), *lines, *map(Text, plot[-2:])]
+    return [head, *_fitted([note], width), *lines, *map(Text, plot[-2:])]
+
+
+def _shares(recipe: Recipe) -> list[tuple[float, float]]:
+    """Least and most of a response that learns, or of the solution where only that is given."""
+    from tpcli.analysis.course import courses, credited, gives
+
+    if not gives(recipe):
+        return credited(recipe)
+    course = courses(recipe)[0]
+    return list(zip(course.low, course.high, strict=True))
 
 
 def _percents(pair: tuple[float, float]) -> str:
@@ -216,12 +278,13 @@ def _values(recipe: Recipe, found: Sequence[Course], width: int) -> list[Text]:
     """The numbers at a few steps; columns that do not fit are left out, step and share never."""
     from rich.text import Text
 
-    from tpcli.analysis.course import credited
+    from tpcli.analysis.course import gives
     from tpcli.cli.glyphs import number
 
-    shares, steps = credited(recipe), _shown(recipe, found)
+    shares, steps = _shares(recipe), _shown(recipe.train.steps, found)
     columns = [["step", *(str(step) for step in steps)]]
-    columns.append(["credited", *(_percents(shares[step - 1]) for step in steps)])
+    heading = "given" if gives(recipe) else "credited"
+    columns.append([heading, *(_percents(shares[step - 1]) for step in steps)])
     for course in found:
         pairs = [(course.low[step - 1], course.high[step - 1]) for step in steps]
         cells = ["–".join(dict.fromkeys(map(number, pair))) for pair in pairs]
@@ -236,9 +299,14 @@ def _values(recipe: Recipe, found: Sequence[Course], width: int) -> list[Text]:
     return [Text(rows[0], "dim"), *map(Text, rows[1:])]
 
 
-def _shown(recipe: Recipe, found: Sequence[Course]) -> list[int]:
-    """The first and last step, the quarters between, and the ends of each window."""
-    total = recipe.train.steps
+def _shown(total: int, found: Sequence[Course]) -> list[int]:
+    """Every step of a few; of more the first and last, the quarters, and where a course turns.
+
+    Of many stairs the ends only.
+    """
+    if total <= FEW:
+        return list(range(1, total + 1))
     steps = {1, total, *(max(1, round(total * quarter / 4)) for quarter in (1, 2, 3))}
-    steps |= {step for course in found for step in course.window or ()}
+    for course in found:
+        steps |= set(course.corners if len(course.corners) <= FEW else course.window or ())
     return sorted(step for step in steps if 1 <= step <= total)

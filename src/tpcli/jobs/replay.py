@@ -122,8 +122,15 @@ def _typed(overrides: Sequence[str]) -> list[str]:
             "a replay needs something to change",
             hint="as in --set credit.schedule.curve='\"cosine\"'",
         )
-    keys = [override.partition("=")[0].strip() for override in overrides]
-    for key in keys:
+    keys = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        keys.append(key := key.strip())
+        if not equals:
+            raise UsageError(
+                f"--set {override}: a replay needs KEY=VALUE",
+                hint=f"write --set {key}=VALUE; KEY is one of credit.*, {', '.join(LOSS_KEYS)}",
+            )
         if key in GROUP_KEYS:
             raise UsageError(
                 f"{key} cannot be replayed: it needs the rewards of whole groups, and a run stores "
