@@ -1,16 +1,29 @@
-"""Questions from a data set on the Hugging Face hub."""
+"""Rows of a data set on the Hugging Face hub."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from tpcli.data.rows import Fields, Row, check_keys
+from tpcli.data.rows import Fields, Record, Row, check_keys
 from tpcli.errors import OfflineError, TpcliError, UsageError
+
+
+class GatedError(UsageError):
+    """A set that its owner gives only to those whom they have let in."""
+
+    kind = "gated"
+
+
+class HubSplit(NamedTuple):
+    """One split of a hub set, loaded."""
+
+    columns: list[str]
+    records: Iterator[Record]
 
 
 def read_hub(
     name: str, config: Mapping[str, Any], *, revision: str | None, fields: Fields
 ) -> Iterator[Row]:
-    """The rows of one split of a hub set; code that ships with a set is never run.
+    """The questions of one split of a hub set.
 
     Args:
         name: "OWNER/NAME".
@@ -18,31 +31,47 @@ def read_hub(
         revision: branch, tag or commit.
         fields: the columns to read.
     """
-    import datasets
-
     check_keys(config, ("name", "split"), "a hub set")
     split = config.get("split", "train")
     if not isinstance(split, str):
         raise UsageError("[data.config].split is not text", hint='write split = "train"')
+    table = hub_split(name, config=config.get("name"), split=split, revision=revision)
+    fields.check(table.columns, f"hf:{name}")
+    for where, record in table.records:
+        yield fields.row(record, where)
+
+
+def hub_split(name: str, *, config: str | None, split: str, revision: str | None) -> HubSplit:
+    """One split of a hub set; code that ships with a set is never run.
+
+    Raises:
+        OfflineError: the hub cannot be reached, and the set is not in its cache.
+        GatedError: the hub wants to know who asks.
+        UsageError: there is no such set, configuration, split or revision.
+    """
+    import datasets
+
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(name, name=config.get("name"), split=split, revision=revision)
+        table = datasets.load_dataset(name, name=config, split=split, revision=revision)
     except Exception as error:  # the library raises a dozen unrelated types
         raise _refusal(name, error) from error
     finally:
         if shown:
             datasets.enable_progress_bars()
-    fields.check(table.column_names, f"hf:{name}")
-    for number, record in enumerate(table, start=1):
-        yield fields.row(record, f"hf:{name}, row {number} of {split}")
+    records = (
+        (f"hf:{name}, row {number} of {split}", record)
+        for number, record in enumerate(table, start=1)
+    )
+    return HubSplit(table.column_names, records)
 
 
 def _refusal(name: str, error: Exception) -> TpcliError:
     """One line for what went wrong between us and the hub."""
     said = " ".join(str(error).split()) or type(error).__name__
     if "gated" in said:
-        return UsageError(
+        return GatedError(
             f"the hub gives hf:{name} only to those whom its owner has let in",
             hint="ask for access on the data set's page, then log in with `hf auth login` "
             "or set HF_TOKEN",

@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 from tpcli.errors import UsageError
 
 
+Record = tuple[str, dict[str, Any]]
+"""Where a row stands, for messages, and the row itself by column."""
+
+
 class Row(NamedTuple):
     """What a source says of one question."""
 
