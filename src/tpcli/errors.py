@@ -66,7 +66,7 @@ class OfflineError(TpcliError, ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with a recipe, and where.
+    """One thing wrong with a file that a user wrote, and where.
 
     ``line`` counts from 1; None where no line can be blamed (an override, a default).
     """
@@ -86,7 +86,7 @@ class RecipeError(UsageError, ValueError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
         count = len(self.faults)
-        super().__init__(f"{count} error{'s' if count != 1 else ''} in the recipe", hint="")
+        super().__init__(f"{count} error{'s' if count != 1 else ''} in the {self.kind}", hint="")
 
     def __str__(self) -> str:
         lines = []
@@ -105,3 +105,9 @@ class RecipeError(UsageError, ValueError):
     ) -> Self:
         """A recipe with a single fault."""
         return cls([Fault(source, line, key, message, hint)])
+
+
+class BenchmarkError(RecipeError):
+    """Everything wrong with a file that declares a benchmark."""
+
+    kind = "benchmark"

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny import EOS, PAD, VOCABULARY, prompt_of, tiny_llama
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tpcli.rollout.engine import RolloutEngine
 from tpcli.rollout.transformers import TransformersEngine, inverse_cdf, nucleus
@@ -152,6 +153,36 @@ def test_nucleus_sampling_stays_inside_and_says_its_own_probability(
     ours = float(logprob_A.exp())
     assert ours >= float(p_V[int(token_A)]) - 1e-6
     assert ours <= float(p_V[int(token_A)]) / (top_p - 1e-5)
+
+
+@given(
+    logits=st.lists(st.integers(-64, 64), min_size=2, max_size=12, unique=True),
+    top_p=st.floats(0.05, 1.0),
+    top_k=st.integers(1, 14),
+)
+def test_top_k_then_top_p_as_the_field_has_them(
+    logits: list[int], top_p: float, top_k: int
+) -> None:
+    """Against transformers' own warpers, first k, then p of what is left."""
+    logits_AV = torch.tensor([logits]) / 8
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    by_k_AV = TopKLogitsWarper(top_k)(ids, logits_AV.clone())
+    # A hair more, since theirs leaves a token out when the rest has exactly 1 - p.
+    theirs_AV = TopPLogitsWarper(min(top_p + 1e-6, 1.0))(ids, by_k_AV).log_softmax(-1)
+    ours_AV = nucleus(logits_AV.log_softmax(-1), top_p, top_k=top_k)
+    torch.testing.assert_close(ours_AV.exp(), theirs_AV.exp(), atol=1e-6, rtol=1e-5)
+
+
+def test_top_k_reaches_the_engine() -> None:
+    """The most likely token alone is the greedy one."""
+    narrow, greedy = sample(engine_of(), top_k=1), sample(engine_of(), temperature=0.0)
+    wide = sample(engine_of(), top_k=5)
+
+    def tokens(groups: list[list[Rollout]]) -> list[list[int]]:
+        return [r.tokens_L.tolist() for group in groups for r in group]
+
+    assert tokens(narrow) == tokens(greedy)
+    assert tokens(wide) != tokens(greedy)
 
 
 def test_top_p_reaches_the_engine() -> None:

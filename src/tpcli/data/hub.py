@@ -1,6 +1,7 @@
 """Rows of a data set on the Hugging Face hub."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from tpcli.data.rows import Fields, Record, Row, check_keys
@@ -51,20 +52,57 @@ def hub_split(name: str, *, config: str | None, split: str, revision: str | None
     """
     import datasets
 
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(name, name=config, split=split, revision=revision)
+        with _no_bars(), _no_retries_offline():
+            table = datasets.load_dataset(name, name=config, split=split, revision=revision)
     except Exception as error:  # the library raises a dozen unrelated types
         raise _refusal(name, error) from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
     records = (
         (f"hf:{name}, row {number} of {split}", record)
         for number, record in enumerate(table, start=1)
     )
     return HubSplit(table.column_names, records)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _no_retries_offline() -> Iterator[None]:
+    """Where the hub does not answer, only look into the cache: the library would ask five times
+    over half a minute first, for every file."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not _reachable()
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _reachable() -> bool:
+    """Whether the hub answers at all, whatever it says, within a few seconds."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # httpx or httpx2, whichever this version of the hub's library is built on.
+    transport_error: type[Exception] = HfHubHTTPError.__bases__[0]
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except (transport_error, OSError):
+        return False
+    return True
 
 
 def _refusal(name: str, error: Exception) -> TpcliError:

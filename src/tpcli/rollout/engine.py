@@ -21,6 +21,7 @@ class RolloutEngine(Protocol):
         temperature: float,
         max_new_tokens: int,
         top_p: float = 1.0,
+        top_k: int = 0,
         progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         """One group a prompt, in order, each of exactly ``group_size`` responses.
@@ -30,6 +31,7 @@ class RolloutEngine(Protocol):
             temperature: > 0; or 0 for the most likely token each time.
             top_p: sample from the fewest most likely tokens that have this much probability in
                 all; not read when ``temperature`` is 0.
+            top_k: before that, keep so many most likely tokens alone; 0 keeps all.
             max_new_tokens: a response that reaches it without ending is unfinished.
 
         Returns:

@@ -53,6 +53,7 @@ class TransformersEngine:
         temperature: float,
         max_new_tokens: int,
         top_p: float = 1.0,
+        top_k: int = 0,
         progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         """See ``RolloutEngine``. Each prompt draws from a stream of its own, whatever the batch."""
@@ -61,6 +62,7 @@ class TransformersEngine:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
         wave = max(1, self._max_rows // group_size)
         streams = _streams(seed, prompts)
+        draw = partial(inverse_cdf, temperature=temperature, top_p=top_p, top_k=top_k)
         total = len(prompts) * group_size
         for at in range(0, len(order), wave):
             chosen = order[at : at + wave]
@@ -71,20 +73,26 @@ class TransformersEngine:
                 [_uniforms(streams[i], group_size, max_new_tokens) for i in chosen]
             ).to(self._device)
             report = partial(_count_on, progress, at * group_size, total) if progress else None
-            rows = decode.run(uniform_AL, temperature, top_p, self._eos, report)
+            rows = decode.run(uniform_AL, draw, self._eos, report)
             for k, i in enumerate(chosen):
                 groups[i] = rows[k * group_size : (k + 1) * group_size]
         return groups
 
 
 def inverse_cdf(
-    logits_AV: Tensor, uniform_A: Tensor, temperature: float, *, top_p: float = 1.0
+    logits_AV: Tensor,
+    uniform_A: Tensor,
+    temperature: float,
+    *,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row from softmax(logits / temperature) by inverting its CDF.
 
     Args:
         uniform_A: in [0, 1); not read when ``temperature`` is 0.
-        top_p: the nucleus drawn from; 1 is the whole distribution, and so is temperature 0.
+        top_p, top_k: the nucleus drawn from; 1 and 0 are the whole distribution, and so is
+            temperature 0.
 
     Returns:
         (token_A, logprob_A). A token of probability 0 is never drawn.
@@ -94,8 +102,8 @@ def inverse_cdf(
     if greedy:
         token_A1 = log_p_AV.argmax(-1, keepdim=True)
     else:
-        if top_p < 1:
-            log_p_AV = nucleus(log_p_AV, top_p)
+        if top_p < 1 or top_k:
+            log_p_AV = nucleus(log_p_AV, top_p, top_k=top_k)
         cdf_AV = log_p_AV.exp().cumsum_(-1)
         total_A = cdf_AV[:, -1]
         # Rounding must not reach the total: the search would then run past the last possible token.
@@ -105,19 +113,24 @@ def inverse_cdf(
     return token_A1[:, 0], log_p_AV.gather(1, token_A1)[:, 0]
 
 
-def nucleus(log_p_AV: Tensor, top_p: float) -> Tensor:
+def nucleus(log_p_AV: Tensor, top_p: float, *, top_k: int = 0) -> Tensor:
     """Log-probs of the nucleus alone: the fewest most likely tokens with ``top_p`` together.
 
     The token that reaches ``top_p`` is in; of equal tokens the one with the lower id comes first.
+    With ``top_k`` the nucleus is that of the k most likely tokens, made to sum to 1 (which of equal
+    tokens is the k-th is then open).
 
     Ref: https://arxiv.org/abs/1904.09751
     """
-    sorted_AV, order_AV = log_p_AV.sort(dim=-1, descending=True, stable=True)
-    p_AV = sorted_AV.exp()
-    outside_AV = p_AV.cumsum(-1) - p_AV >= top_p
-    outside_AV[:, 0] = False
-    kept_AV = torch.empty_like(log_p_AV).scatter_(
-        -1, order_AV, sorted_AV.masked_fill(outside_AV, -torch.inf)
+    if 0 < top_k < log_p_AV.shape[-1]:  # far cheaper than sorting the vocabulary
+        sorted_AK, order_AK = log_p_AV.topk(top_k, dim=-1)
+    else:
+        sorted_AK, order_AK = log_p_AV.sort(dim=-1, descending=True, stable=True)
+    p_AK = torch.softmax(sorted_AK, dim=-1)
+    outside_AK = p_AK.cumsum(-1) - p_AK >= top_p
+    outside_AK[:, 0] = False
+    kept_AV = torch.full_like(log_p_AV, -torch.inf).scatter_(
+        -1, order_AK, sorted_AK.masked_fill(outside_AK, -torch.inf)
     )
     return kept_AV - kept_AV.logsumexp(-1, keepdim=True)
 
@@ -173,8 +186,7 @@ class _Decode:
     def run(
         self,
         uniform_AL: Tensor,
-        temperature: float,
-        top_p: float,
+        draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         eos: Tensor,
         progress: Callable[[int], None] | None,
     ) -> list[Rollout]:
@@ -188,9 +200,7 @@ class _Decode:
         alive = torch.arange(rows, device=device)  # which response each row of the batch is
         cache, logits_AV, real_AW, position_A = self._prefill(length)
         for t in range(length):
-            token_a, logprob_a = inverse_cdf(
-                logits_AV, uniform_AL[alive, t], temperature, top_p=top_p
-            )
+            token_a, logprob_a = draw(logits_AV, uniform_AL[alive, t])
             running = alive[~ended_A[alive]]
             keep_a = ~ended_A[alive]
             tokens_AL[running, t] = token_a[keep_a]
