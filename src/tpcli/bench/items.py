@@ -13,7 +13,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from tpcli.bench.spec import Benchmark, Spec
+from tpcli.bench.spec import Benchmark, Spec, short
 from tpcli.data import files, hub
 from tpcli.data.questions import question_id
 from tpcli.data.reasoning import read_reasoning
@@ -114,14 +114,14 @@ def _hub(bench: Benchmark, name: str) -> Iterator[Record]:
         raise OfflineError(
             f"{bench.name} cannot be loaded: the hub cannot be reached, and {name} is not in its "
             "cache",
-            hint=f"give the rows yourself: --bench-file {bench.name}=FILE (.jsonl, .json, .csv or "
+            hint=f"give the rows yourself: --bench-file {short(bench)}=FILE (.jsonl, .json, .csv or "
             ".parquet)",
         ) from error
     except hub.GatedError as error:
         raise hub.GatedError(
             f"{bench.name} is gated: the hub gives {name} only to those whom its owner has let in",
             hint=f"ask at huggingface.co/datasets/{name}, then log in with `hf auth login` or set "
-            f"HF_TOKEN; or --bench-file {bench.name}=FILE",
+            f"HF_TOKEN; or --bench-file {short(bench)}=FILE",
         ) from error
     except TpcliError as error:
         raise UsageError(
@@ -202,7 +202,7 @@ def _item(bench: Benchmark, spec: Spec, where: str, record: dict[str, Any], seed
 def _answer(spec: Spec, record: dict[str, Any], where: str, bench: Benchmark) -> str:
     answer = _filled(spec.answer or "{answer}", record, where, bench)
     if spec.answer_after is not None:
-        before, mark, answer = answer.rpartition(spec.answer_after)
+        _, mark, answer = answer.rpartition(spec.answer_after)
         if not mark:
             raise UsageError(
                 f"{where}: the answer of {bench.name} has no {spec.answer_after}",

@@ -150,6 +150,12 @@ def find(names: Sequence[str]) -> list[Benchmark]:
     return [*found.values()]
 
 
+def short(bench: Benchmark) -> str:
+    """The shortest name: the group's, where the benchmark is alone in it."""
+    group = bench.spec.group
+    return group if group and members(group) == [bench.name] else bench.name
+
+
 def members(name: str) -> list[str]:
     """The benchmarks of a group by name; of a benchmark, itself."""
     return [one.name for one in _find(name)]
@@ -235,5 +241,6 @@ def _faults(error: ValidationError, text: str, path: Path) -> list[Fault]:
             hint = f'did you mean "{near[0]}"?' if near else ""
         elif key:
             message = f"{json.dumps(one['input'], ensure_ascii=False, default=str)}: {message}"
-        found.setdefault(key, Fault(str(path), lines.get((key,)), dotted((key,) if key else ()), message, hint))
+        place = (key,) if key else ()
+        found.setdefault(key, Fault(str(path), lines.get(place), dotted(place), message, hint))
     return [*found.values()]

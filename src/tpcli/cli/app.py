@@ -15,7 +15,19 @@ from typing import Annotated, Any
 import typer
 
 from tpcli import __version__
-from tpcli.cli import analyse, db, doctor, logs, recipe, replay, runs, schedule, train
+from tpcli.cli import (
+    analyse,
+    bench,
+    db,
+    doctor,
+    evaluate,
+    logs,
+    recipe,
+    replay,
+    runs,
+    schedule,
+    train,
+)
 from tpcli.errors import BUG, INTERRUPTED, OK, RecipeError, TpcliError
 
 app = typer.Typer(
@@ -45,6 +57,8 @@ app.command("train")(train.train)
 app.command("resume")(train.resume)
 app.add_typer(runs.app, name="runs")
 app.command("logs")(logs.logs)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(bench.app, name="bench")
 app.command("analyse")(analyse.analyse)
 app.command("replay")(replay.replay)
 app.add_typer(recipe.app, name="recipe")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tpcli.cli.columns import GAP, Column, fitting, joined
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -80,66 +81,34 @@ def _list(limit: int, as_json: bool) -> None:
     Console(stderr=True, highlight=False).print(footer, style="dim", soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """``rank``: of two columns the one with the higher rank goes first when there is no room."""
-
-    title: str
-    cells: list[str]
-    rank: int
-    right: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(len(cell) for cell in (self.title, *self.cells))
-
-
-GAP = 2
-
-
 def table(runs: Sequence[Run], width: int, now: float) -> list[Text]:
     """One line a run, under a head line. What does not fit is left out, the id never is."""
     from rich.text import Text
 
     marks = [MARKS[run.status] for run in runs]
-    columns = _fitting(_columns(runs, now), width - 1 - GAP)
-    lines = [Text(" " * (1 + GAP) + _joined(columns, None), "dim")]
+    columns = fitting(_columns(runs, now), width - 1 - GAP)
+    lines = [Text(" " * (1 + GAP) + joined(columns, None), "dim")]
     for row, (mark, style) in enumerate(marks):
-        lines.append(Text.assemble((mark, style), " " * GAP, _joined(columns, row)))
+        lines.append(Text.assemble((mark, style), " " * GAP, joined(columns, row)))
     return lines
 
 
-def _columns(runs: Sequence[Run], now: float) -> list[_Column]:
+def _columns(runs: Sequence[Run], now: float) -> list[Column]:
     from tpcli.cli.glyphs import sparkline
 
     sparks = [sparkline(run.reward_history, SPARKS) for run in runs]
     rewards = [f"{_plain(run.reward_last):>4} {s}" for run, s in zip(runs, sparks, strict=True)]
     held_out = [_change(run.sampled_first, run.sampled_last) for run in runs]
     return [
-        _Column("id", [run.id for run in runs], 0),
-        _Column("name", [run.name + "*" * run.dirty for run in runs], 1),
-        _Column("schedule", [schedule(run) for run in runs], 7),
-        _Column("step", [_progress(run) for run in runs], 2, right=True),
-        _Column("reward", rewards, 3),
-        _Column("entropy", [_plain(run.entropy_last) for run in runs], 6, right=True),
-        _Column("held-out", held_out, 4, right=True),
-        _Column("age", [_age(now - run.created) for run in runs], 5, right=True),
+        Column("id", [run.id for run in runs], 0),
+        Column("name", [run.name + "*" * run.dirty for run in runs], 1),
+        Column("schedule", [schedule(run) for run in runs], 7),
+        Column("step", [_progress(run) for run in runs], 2, right=True),
+        Column("reward", rewards, 3),
+        Column("entropy", [_plain(run.entropy_last) for run in runs], 6, right=True),
+        Column("held-out", held_out, 4, right=True),
+        Column("age", [_age(now - run.created) for run in runs], 5, right=True),
     ]
-
-
-def _fitting(columns: list[_Column], width: int) -> list[_Column]:
-    while len(columns) > 1 and sum(c.width + GAP for c in columns) - GAP > width:
-        least = max(columns, key=lambda column: column.rank)
-        columns = [column for column in columns if column is not least]
-    return columns
-
-
-def _joined(columns: Sequence[_Column], row: int | None) -> str:
-    cells = []
-    for column in columns:
-        text = column.title if row is None else column.cells[row]
-        cells.append(text.rjust(column.width) if column.right else text.ljust(column.width))
-    return (" " * GAP).join(cells).rstrip()
 
 
 def _footer(runs: Sequence[Run], total: int, now: float) -> str:

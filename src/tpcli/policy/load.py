@@ -79,6 +79,40 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokeni
         raise _cannot_load(folder, error) from error
 
 
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response: the tokenizer's and the generation config's."""
+    config = getattr(model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    ids = set(listed if isinstance(listed, list) else [listed]) | {tokenizer.eos_token_id}
+    found = sorted(i for i in ids if isinstance(i, int))
+    if not found:
+        raise UsageError(
+            "the model names no end-of-sequence token, so no response could end",
+            hint="set eos_token in its tokenizer_config.json",
+        )
+    return found
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A filler; masks come from lengths, so any id serves."""
+    pad = tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else 0
+
+
+def context_of(folder: Path, *, trust_remote_code: bool) -> int | None:
+    """Tokens that the positions of the model in ``folder`` reach; None where it does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise _cannot_load(folder, error) from error
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
 def _cannot_load(folder: Path, error: Exception) -> UsageError:
     said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):

@@ -1,4 +1,4 @@
-"""From a run's folder to its row: pure reading."""
+"""From the folder of a run, and from the result of an evaluation, to its row: pure reading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from tpcli.names import RunStatus
 from tpcli.registry import folder
-from tpcli.registry.models import RunRow
+from tpcli.registry.models import EvaluationRow, RunRow
 
 HISTORY = 24
 """Values kept of the reward's course."""
@@ -35,6 +35,28 @@ def row_of(run_dir: Path) -> RunRow:
         window_end=end,
         **_state(run_dir),
         **_numbers(lines),
+    )
+
+
+def evaluation_of(runs_dir: Path, path: Path) -> EvaluationRow:
+    """Read a result. OSError or ValueError (KeyError, TypeError) where it is incomplete."""
+    result = folder.read_json(path)
+    summary = result["summary"]
+    average = summary["avg"]
+    return EvaluationRow(
+        path=path.relative_to(runs_dir).as_posix(),
+        **{key: result[key] for key in ("run", "step", "limit")},
+        **{key: str(result[key]) for key in ("label", "digest", "bench", "verifier")},
+        settings=str(result["settings_key"]),
+        n=int(summary["n"]),
+        questions=len(summary["correct"]),
+        seed=int(result["settings"]["sampling"]["seed"]),
+        **{key: average[key] for key in ("value", "se", "low", "high")},
+        maj=float(summary["maj"]["value"]),
+        truncated=float(summary["truncated"]),
+        no_answer=float(summary["shares"]["no_answer"]),
+        tokens=float(summary["tokens"]),
+        created=float(result["created"]),
     )
 
 

@@ -58,6 +58,37 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX runs_by_created ON runs (created)",
         "CREATE INDEX runs_by_fingerprint ON runs (fingerprint)",
     ),
+    # 2: evaluations, an index over the results in the folders of runs and models
+    (
+        """
+        CREATE TABLE evaluations (
+            path TEXT NOT NULL,
+            run TEXT,
+            step INTEGER,
+            label TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            bench TEXT NOT NULL,
+            settings TEXT NOT NULL,
+            verifier TEXT NOT NULL,
+            n INTEGER NOT NULL,
+            questions INTEGER NOT NULL,
+            "limit" INTEGER,
+            seed INTEGER NOT NULL,
+            value FLOAT NOT NULL,
+            se FLOAT,
+            low FLOAT NOT NULL,
+            high FLOAT NOT NULL,
+            maj FLOAT NOT NULL,
+            truncated FLOAT NOT NULL,
+            no_answer FLOAT NOT NULL,
+            tokens FLOAT NOT NULL,
+            created FLOAT NOT NULL,
+            PRIMARY KEY (path)
+        )
+        """,
+        "CREATE INDEX evaluations_by_run ON evaluations (run)",
+        "CREATE INDEX evaluations_by_bench ON evaluations (bench)",
+    ),
 )
 LATEST = len(MIGRATIONS)
 

@@ -65,3 +65,36 @@ class RunRow(Base):
         Index("runs_by_created", "created"),
         Index("runs_by_fingerprint", "fingerprint"),
     )
+
+
+class EvaluationRow(Base):
+    """One result of a benchmark: whose, on what, and the numbers that a leaderboard shows."""
+
+    __tablename__ = "evaluations"
+
+    path: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str | None]
+    step: Mapped[int | None]
+    label: Mapped[str]
+    digest: Mapped[str]
+    bench: Mapped[str]
+    settings: Mapped[str]
+    verifier: Mapped[str]
+    n: Mapped[int]
+    questions: Mapped[int]
+    limit: Mapped[int | None]
+    seed: Mapped[int]
+    value: Mapped[float]
+    se: Mapped[float | None]
+    low: Mapped[float]
+    high: Mapped[float]
+    maj: Mapped[float]
+    truncated: Mapped[float]
+    no_answer: Mapped[float]
+    tokens: Mapped[float]
+    created: Mapped[float]
+
+    __table_args__ = (
+        Index("evaluations_by_run", "run"),
+        Index("evaluations_by_bench", "bench"),
+    )

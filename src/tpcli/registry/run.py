@@ -86,6 +86,44 @@ class Run:
         return self.git.endswith("+dirty")
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One result of a benchmark, as the registry hands it out.
+
+    Attributes:
+        path: the result's file, from the runs folder.
+        run, step: of the checkpoint; None for a model that belongs to no run.
+        digest: SHA-256 over the weights.
+        settings: digest of how it was asked and sampled; only equal ones compare.
+        verifier: what judged the answers.
+        limit: questions asked for, where not all were.
+        value, se, low, high: accuracy, its standard error and 95% interval.
+        maj, truncated, no_answer: shares; ``tokens`` is the mean length of a response.
+    """
+
+    path: str
+    run: str | None
+    step: int | None
+    label: str
+    digest: str
+    bench: str
+    settings: str
+    verifier: str
+    n: int
+    questions: int
+    limit: int | None
+    seed: int
+    value: float
+    se: float | None
+    low: float
+    high: float
+    maj: float
+    truncated: float
+    no_answer: float
+    tokens: float
+    created: float
+
+
 def derive_status(
     recorded: str, *, pid: int | None, pid_started: float | None, host: str | None, seen: float
 ) -> RunStatus:

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from tpcli.errors import NotFoundError, TpcliError
 from tpcli.registry import folder, migrations
-from tpcli.registry.index import row_of
-from tpcli.registry.models import RunRow
-from tpcli.registry.run import Run
+from tpcli.registry.index import evaluation_of, row_of
+from tpcli.registry.models import EvaluationRow, RunRow
+from tpcli.registry.run import Evaluation, Run
 
 DATABASE = "registry.db"
 
@@ -50,14 +50,21 @@ class Registry:
         self._recover()
         with self._session(write=True) as session:
             # Read inside the transaction: of two writers, the later one has read the later state.
-            try:
+            with _readable(f"the run in {run_dir}"):
                 row = row_of(run_dir)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-                raise BrokenFolderError(
-                    f"cannot read the run in {run_dir}: {reason}",
-                    hint="restore the file, or move the folder out of the runs folder",
-                ) from error
+            session.merge(row)
+
+    def index_evaluation(self, path: Path) -> None:
+        """Bring the row of one result up to date with its file.
+
+        Raises:
+            BrokenFolderError: the file is incomplete or damaged.
+            TpcliError: the database cannot be written.
+        """
+        self._recover()
+        with self._session(write=True) as session:
+            with _readable(f"the result {path}"):
+                row = evaluation_of(self.runs_dir, path)
             session.merge(row)
 
     def rebuild(self, report: Callable[[str], None] = lambda message: None) -> int:
@@ -85,13 +92,50 @@ class Registry:
         with self._session(write=True) as session:
             keep |= {path.name for path in self.folders()} - {path.name for path in listed}
             session.execute(delete(RunRow).where(RunRow.id.not_in(keep)))
+        self._rebuild_evaluations(report)
         return count
+
+    def _rebuild_evaluations(self, report: Callable[[str], None]) -> None:
+        keep = set()
+        for path in self.results():
+            try:
+                self.index_evaluation(path)
+                keep.add(path.relative_to(self.runs_dir).as_posix())
+            except BrokenFolderError as error:
+                report(error.message)
+        with self._session(write=True) as session:
+            keep |= {path.relative_to(self.runs_dir).as_posix() for path in self.results()}
+            session.execute(delete(EvaluationRow).where(EvaluationRow.path.not_in(keep)))
 
     # reading
 
     def folders(self) -> list[Path]:
         """The run folders: those that hold a run.json."""
         return sorted(path.parent for path in self.runs_dir.glob(f"*/{folder.RUN}"))
+
+    def results(self) -> list[Path]:
+        """The results of evaluations, of runs and of models that belong to none."""
+        found = (
+            self.runs_dir.glob(f"{place}/evals/*/result-*.json") for place in ("*", "models/*")
+        )
+        return sorted(path for paths in found for path in paths)
+
+    def evaluations(self, *, run: str | None = None, bench: str | None = None) -> list[Evaluation]:
+        """Results of evaluations, newest first."""
+        statement = select(EvaluationRow).order_by(EvaluationRow.created.desc(), EvaluationRow.path)
+        if run is not None:
+            statement = statement.where(EvaluationRow.run == run)
+        if bench is not None:
+            statement = statement.where(EvaluationRow.bench == bench)
+        self._recover()
+        if not self.path.exists():
+            return []
+        columns = [column.key for column in EvaluationRow.__table__.columns]
+        with self._session() as session:
+            return [
+                Evaluation(**{key: getattr(row, key) for key in columns})
+                for row in session.scalars(statement)
+            ]
 
     def list(self, *, limit: int | None = None) -> list[Run]:
         """Runs, newest first."""
@@ -171,17 +215,21 @@ class Registry:
             damage = [row[0] for row in connection.execute("PRAGMA integrity_check")]
         rows = {run.id for run in self.list()}
         folders = {path.name for path in self.folders()}
+        known = {evaluation.path for evaluation in self.evaluations()}
+        results = {path.relative_to(self.runs_dir).as_posix() for path in self.results()}
         return [
             *(line for line in damage if line != "ok"),
             *(f"{run_id} has no folder" for run_id in sorted(rows - folders)),
             *(f"{run_id} is not indexed" for run_id in sorted(folders - rows)),
+            *(f"{path} has no file" for path in sorted(known - results)),
+            *(f"{path} is not indexed" for path in sorted(results - known)),
         ]
 
     # inside
 
     def _recover(self) -> None:
         """Read the folders again where the database was lost."""
-        if not self.path.exists() and self.folders():
+        if not self.path.exists() and (self.folders() or self.results()):
             self.rebuild()
 
     def _runs(self, statement: Any) -> Sequence[Run]:
@@ -247,6 +295,19 @@ class Registry:
         except (DatabaseError, sqlite3.DatabaseError, OSError) as error:
             reason = error.orig if isinstance(error, DatabaseError) else error
             raise TpcliError(f"{self.path}: {reason}", hint=_mend(str(reason))) from error
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """What is incomplete or damaged on disk becomes a BrokenFolderError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BrokenFolderError(
+            f"cannot read {what}: {reason}",
+            hint="restore the file, or move the folder out of the runs folder",
+        ) from error
 
 
 _NEWEST = (RunRow.created.desc(), RunRow.id)
