@@ -17,6 +17,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.commits: dict[tuple[str, str], str] = {}
         self.gated: set[str] = set()
         self.requests: list[str] = []
         self._port = 0
@@ -27,15 +28,26 @@ class FakeHub:
         """What HF_ENDPOINT is set to."""
         return f"http://127.0.0.1:{self._port}"
 
-    def add(self, kind: Kind, name: str, files: dict[str, bytes], *, gated: bool = False) -> None:
-        """Publish ``files`` as the repository ``name``."""
+    def add(
+        self,
+        kind: Kind,
+        name: str,
+        files: dict[str, bytes],
+        *,
+        gated: bool = False,
+        commit: str = SHA,
+    ) -> None:
+        """Publish ``files`` as the repository ``name``; "main" and ``commit`` name them, and no
+        other revision does."""
         self.repositories[kind, name] = files
+        self.commits[kind, name] = commit
         if gated:
             self.gated.add(name)
 
     def reset(self) -> None:
         """Forget every repository, and be reachable."""
         self.repositories.clear()
+        self.commits.clear()
         self.gated.clear()
         self.requests.clear()
         if self._server is None:
@@ -76,28 +88,53 @@ class FakeHub:
         files = self.repositories.get((kind, asked["name"]))
         if files is None:
             return request.send(404, {"X-Error-Code": "RepoNotFound"})
-        if asked["rev"] not in (None, "main", SHA):
+        commit = self.commits[kind, asked["name"]]
+        if asked["rev"] not in (None, "main", commit):
             return request.send(404, {"X-Error-Code": "RevisionNotFound"})
         if asked["what"] == "resolve":
-            if asked["name"] in self.gated:
+            if asked["name"] in self.gated and asked["file"] != "README.md":  # cards are public
                 return request.send(403, {"X-Error-Code": "GatedRepo"})
             body = files.get(asked["file"])
             if body is None:
-                return request.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA})
+                headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
+                return request.send(404, headers)
             etag = f'"{hashlib.sha1(body).hexdigest()}"'
-            return request.send(200, {"ETag": etag, "X-Repo-Commit": SHA}, body)
-        entries = [
-            {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-            for name, body in files.items()
-        ]
+            return request.send(200, {"ETag": etag, "X-Repo-Commit": commit}, body)
         if asked["what"] == "tree":
-            return request.send_json(entries)
+            listed = _folder(files, asked["file"])
+            return (
+                request.send_json(listed)
+                if listed
+                else request.send(404, {"X-Error-Code": "EntryNotFound"})
+            )
         if asked["what"] == "paths-info":
-            return request.send_json([e for e in entries if str(e["path"]) in request.form()])
+            wanted = request.form()
+            return request.send_json([_entry(n, body) for n, body in files.items() if n in wanted])
         siblings = [{"rfilename": name} for name in files]
         return request.send_json(
-            {"id": asked["name"], "sha": SHA, "siblings": siblings, "private": False, "tags": []}
+            {"id": asked["name"], "sha": commit, "siblings": siblings, "private": False, "tags": []}
         )
+
+
+def _entry(name: str, body: bytes) -> dict[str, object]:
+    oid = hashlib.sha1(body).hexdigest()
+    return {"type": "file", "path": name, "size": len(body), "oid": oid}
+
+
+def _folder(files: dict[str, bytes], folder: str) -> list[dict[str, object]]:
+    """What lies in a folder, itself: files, and the folders below it by name."""
+    start = f"{folder}/" if folder else ""
+    found: dict[str, dict[str, object]] = {}
+    for name, body in files.items():
+        if name.startswith(start):
+            head, below, _ = name.removeprefix(start).partition("/")
+            path = start + head
+            found[path] = (
+                {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+                if below
+                else _entry(name, body)
+            )
+    return [*found.values()]
 
 
 class _Handler(BaseHTTPRequestHandler):

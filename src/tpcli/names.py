@@ -34,7 +34,9 @@ DenominatorName = Literal["selected", "all", "constant"]
 KlName = Literal["k1", "k2", "k3"]
 CorrectionName = Literal["none", "truncate", "mask"]
 CorrectionLevel = Literal["token", "sequence", "geometric"]
-VerifierName = Literal["int", "exact"]
+VerifierName = Literal["int", "number", "math", "choice", "exact", "reference"]
+OWN_VERIFIER = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.-]*$"
+"""How a user's own verifier is named: "MODULE:FUNCTION" or "plugin:NAME"."""
 EngineName = Literal["transformers"]
 DtypeName = Literal["float32", "bfloat16"]
 PrecisionName = Literal["no", "bf16"]

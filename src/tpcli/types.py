@@ -58,6 +58,23 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """One whole response and what it should have said.
+
+    Attributes:
+        text: all that the model wrote, thinking included (never a suffix of it).
+        gold: the right answer.
+        finished: the model ended the response itself.
+        opened: the prompt ended inside an open ``<think>``, so the response began in thought.
+    """
+
+    text: str
+    gold: str
+    finished: bool
+    opened: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a verifier says of one response. ``ms`` is the time it took."""
 

@@ -7,10 +7,25 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.jobs.bench import SMALL, Bench, metrics, repeatable
 
 pytestmark = pytest.mark.slow
+SPY = """
+import json, os, sys
+from pathlib import Path
+
+
+def score(response, gold):
+    seen = {"pid": os.getpid(), "modules": sorted(sys.modules)}
+    Path(__file__).with_name(f"seen-{os.getpid()}.json").write_text(json.dumps(seen))
+    total = sum(map(ord, response))
+    if total % 5 == 0:
+        os._exit(3)
+    return 0.5 if total % 2 else gold in response
+"""
+"""A verifier that tells where it runs, and ends its process with every fifth response."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +112,7 @@ def test_a_killed_worker_is_reported_and_resumes(bench: Bench, done: Bench) -> N
     """The training process dies alone, before the first checkpoint."""
     process = bench.start("train", "small.toml")
     bench.until_step(1)
-    subprocess.run(["pkill", "-9", "-f", f"tpcli.train.worker {bench.run.resolve()}"], check=True)
+    subprocess.run(["pkill", "-9", "-f", f"m tpcli.train {bench.run.resolve()}"], check=True)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 4, out + err
     assert f"tpcli resume {bench.run.name}" in out
@@ -127,7 +142,9 @@ def test_ctrl_c_twice_stops_now(bench: Bench) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
-    left = subprocess.run(["pgrep", "-f", f"worker {bench.run}"], capture_output=True, check=False)
+    left = subprocess.run(
+        ["pgrep", "-f", f"m tpcli.train {bench.run}"], capture_output=True, check=False
+    )
     assert left.stdout == b""
 
 
@@ -179,6 +196,42 @@ def test_two_processes_train_together(bench: Bench) -> None:
     assert lines[0]["eval/questions"] == 8
     facts = json.loads((bench.run / "provenance.json").read_text())
     assert facts["compute"]["processes"] == 2
+
+
+def test_a_verifier_of_ones_own_in_two_processes(bench: Bench) -> None:
+    """It stands beside the recipe; where it runs, nothing of training is loaded.
+
+    Those responses that end its process are counted, and the run goes on.
+    """
+    elsewhere = bench.folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "spy.py").write_text(SPY)
+    (elsewhere / "spied.toml").write_text((bench.folder / "small.toml").read_text())
+    told = ("launch.processes=2", "launch.cpu=true", 'reward.kind="spy:score"', "train.steps=2")
+    options = [word for setting in told for word in ("--set", setting)]
+    bench.type("train", "elsewhere/spied.toml", *options)
+    seen = [json.loads(path.read_text()) for path in elsewhere.glob("seen-*.json")]
+    assert len({one["pid"] for one in seen}) >= 2
+    for one in seen:
+        assert "math_verify" in one["modules"]
+        assert not {"torch", "transformers", "tpcli.train"} & set(one["modules"])
+    lines = metrics(bench.run)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert sum(line.get("verdict/crash", 0) for line in lines) > 0
+    assert all(0 <= line["reward/mean"] <= 1 for line in lines[1:])
+    assert all(not psutil.pid_exists(one["pid"]) for one in seen)
+
+
+def test_mathematics_gives_integers_the_same_verdicts(bench: Bench, done: Bench) -> None:
+    bench.type("train", "small.toml", "--set", 'reward.kind="math"')
+    assert repeatable(bench.run) == repeatable(done.run)
+
+
+def test_a_verifier_that_is_not_there_is_told_in_one_line(bench: Bench) -> None:
+    told = bench.type("train", "small.toml", "--set", 'reward.kind="no_such:f"', code=2)
+    shown = told.stdout + told.stderr
+    assert '[reward].kind = "no_such:f": there is no module "no_such"' in " ".join(shown.split())
+    assert "Traceback" not in shown
 
 
 def test_several_updates_on_scored_entropy(bench: Bench) -> None:

@@ -205,6 +205,40 @@ schedule = "Cosine"
 > 8: optim.schedule: "Cosine" is not one of "constant", "linear", "cosine" (did you mean
 > "cosine"?)
 
+[reward]
+kind = "maht"
+> 8: reward.kind: "maht" is not one of "int", "number", "math", "choice", "exact", "reference",
+> "MODULE:FUNCTION" or "plugin:NAME" (did you mean "math"?)
+
+[reward]
+kind = "Exact"
+> 8: reward.kind: "Exact" is not one of "int", "number", "math", "choice", "exact", "reference",
+> "MODULE:FUNCTION" or "plugin:NAME" (did you mean "exact"?)
+
+[reward]
+kind = "rules.py:f"
+workers = 0
+> 9: reward.workers: 0 is not a whole number above 0
+
+[reward]
+kind = "my rules:f"
+> 8: reward.kind: "my rules:f" is not one of "int", "number", "math", "choice", "exact",
+> "reference", "MODULE:FUNCTION" or "plugin:NAME"
+
+[reward]
+kind = 3
+> 8: reward.kind: 3 is not one of "int", "number", "math", "choice", "exact", "reference",
+> "MODULE:FUNCTION" or "plugin:NAME"
+
+[reward]
+kind = ["int"]
+> 8: reward.kind: ["int"] is not one of "int", "number", "math", "choice", "exact", "reference",
+> "MODULE:FUNCTION" or "plugin:NAME"
+
+[reward]
+deadline = 0
+> 8: reward.deadline: 0 is not a number above 0
+
 [rollout]
 engine = "vllm"
 > 8: rollout.engine: "vllm" is not "transformers"
@@ -261,7 +295,8 @@ focus = 'early'
 
 [reward]
 foo = 1
-> 8: reward.foo: unknown key ([reward] takes kind, overlong)
+> 8: reward.foo: unknown key ([reward] takes kind, workers, deadline,
+> memory_gib, overlong)
 
 [[data.examples]]
 question = ''

@@ -11,16 +11,17 @@ from accelerate import Accelerator
 
 from tpcli.credit.advantage import advantages
 from tpcli.credit.schedule import adapt, smooth, value, window
+from tpcli.errors import UsageError
 from tpcli.names import AllocationName
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.schema import Recipe
 from tpcli.rollout.engine import Progress
-from tpcli.train.build import Data, build, settings
+from tpcli.train.build import Data, build, grader_of, settings
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Loop, Parts
 from tpcli.train.schedules import knobs_at
 from tpcli.train.step import Knobs, Learned, Method
-from tpcli.types import Prompt, Rollout, TokenBatch
+from tpcli.types import Answered, Prompt, Rollout, TokenBatch, Verdict
 
 SMALL = """
 [model]
@@ -63,7 +64,7 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 def built(folder: Path, *overrides: str) -> tuple[Recipe, Parts, Data, Journal]:
     made, journal = recipe(folder, *overrides), Journal(folder, steps=40, writes=False)
-    return made, *build(made, Accelerator(cpu=True), journal), journal
+    return made, *build(made, Accelerator(cpu=True), journal, grader_of(made)), journal
 
 
 KNOB = {
@@ -269,6 +270,7 @@ class Scripted:
         temperature: float,
         max_new_tokens: int,
         top_p: float = 1.0,
+        top_k: int = 0,
         progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         self.calls.append(
@@ -373,5 +375,70 @@ def test_refills_look_for_the_signal_of_the_recipes_advantage(tmp_path: Path) ->
     ask = parts.asking
     assert (ask.rounds, ask.advantage, ask.k) == (2, "pass_at_k", 3)
     assert (ask.prompts_per_step, ask.group_size, ask.max_new_tokens) == (2, 4, 8)
-    assert (ask.seed, ask.verifier) == (9, "exact")
+    assert ask.seed == 9
     assert built(tmp_path)[1].asking.rounds == 0
+
+
+def test_the_verifier_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kind, and how many processes it may start, for how long and how large."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "tpcli.train.build.Grader", lambda kind, **options: given.update(options, kind=kind)
+    )
+    made = recipe(
+        tmp_path,
+        'reward={ kind = "math", workers = 3, deadline = 0.5, memory_gib = 1.5 }',
+    )
+    grader_of(made, [tmp_path])
+    assert given == {
+        "kind": "math",
+        "workers": 3,
+        "deadline": 0.5,
+        "memory_gib": 1.5,
+        "folders": [tmp_path],
+    }
+
+
+def test_answers_that_the_verifier_could_not_accept_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match='answers are not of kind "choice"'):
+        built(tmp_path, 'reward.kind="choice"')
+    with pytest.raises(UsageError, match='there is no module "no_such"'):
+        built(tmp_path, 'reward.kind="no_such:verifier"')
+
+
+@dataclass
+class Listening:
+    """Takes down what it is given to verify, and finds all of it wrong."""
+
+    given: list[Answered] = field(default_factory=list)
+
+    def grade(self, answers: Sequence[Answered]) -> list[Verdict]:
+        self.given += answers
+        return [Verdict(0.0, "wrong") for _ in answers]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_the_verifier_is_told_that_the_prompt_opened_a_thought(
+    tmp_path: Path, opened: bool
+) -> None:
+    """In training and evaluation alike, and with a prefix given after the mark."""
+    made, parts, _, journal = built(
+        tmp_path,
+        'model.scratch.pieces=["<think>", "</think>", "\\\\boxed{", "}"]',
+        f'data.template="{{question}};{"<think>" if opened else ""}"',
+        'credit.allocation="expert_prefix"',
+        "credit.schedule=0.5",
+        "train.steps=1",
+        "eval={ questions = 2, samples = 1 }",
+    )
+    listening = Listening()
+    stand_in = replace(parts, engine=Scripted(), grader=listening)  # type: ignore[arg-type]
+    Loop(tmp_path, stand_in, settings(made), journal).run(0)
+    assert len(listening.given) == 2 * 2 + 2 * 4 + 2 * 2
+    assert {one.opened for one in listening.given} == {opened}
+    assert {one.finished for one in listening.given} == {False, True}
+    for one in listening.given:
+        assert "<think>" not in one.text
+        assert one.gold.lstrip("-").isdigit()
+    longest = max(len(one.text) for one in listening.given)
+    assert longest > 8  # the responses have 8 tokens at most: the prefix is part of the text

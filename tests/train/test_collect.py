@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from tpcli.reward.verify import Grader
 from tpcli.rollout.engine import Progress
 from tpcli.train.collect import Asking, Collector
 from tpcli.train.journal import Journal
-from tpcli.types import Prompt, Question, Rollout
+from tpcli.types import Answered, Prompt, Question, Rollout
 
 LETTERS = "abcdefghijkl"
 PROMPTS = [Prompt(Question(name, name, "1"), (i,)) for i, name in enumerate(LETTERS)]
@@ -32,6 +33,7 @@ class Scripted:
         temperature: float,
         max_new_tokens: int,
         top_p: float = 1.0,
+        top_k: int = 0,
         progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         self.calls.append((seed, list(prompts)))
@@ -54,6 +56,10 @@ def decode(prompt: Prompt, rollout: Rollout) -> str:
     return f"{given}\\boxed{{{1 if rollout.tokens_L[0] == RIGHT else 0}}}"
 
 
+def read(prompt: Prompt, group: Sequence[Rollout]) -> list[Answered]:
+    return [Answered(decode(prompt, one), prompt.question.answer, one.finished) for one in group]
+
+
 def collector(
     folder: Path, engine: Scripted, *, rank: int = 0, ranks: int = 1, **changes: Any
 ) -> Collector:
@@ -62,7 +68,6 @@ def collector(
         "prompts_per_step": 4,
         "group_size": 2,
         "max_new_tokens": 5,
-        "verifier": "int",
         "seed": 0,
         "rounds": 0,
         "advantage": "group_std",
@@ -72,7 +77,8 @@ def collector(
     return Collector(
         Asking(**(settings | changes)),
         engine,
-        decode,
+        read,
+        Grader("int"),
         Journal(folder, steps=9, writes=False),
         rank=rank,
         ranks=ranks,

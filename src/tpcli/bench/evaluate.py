@@ -33,17 +33,18 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How questions are put to the model, beside the text of the benchmark itself.
+    """How questions are put to the model.
 
     Attributes:
         system: system message; None leaves it to the chat template.
-        template: what the user says; {question} stands for the benchmark's text.
+        template: what the user says, {question} standing for the question alone; None asks as the
+            benchmark does.
         examples: (question, solution) pairs that come first.
         thinking: passed to the chat template as enable_thinking, unless None.
     """
 
     system: str | None = None
-    template: str = "{question}"
+    template: str | None = None
     examples: tuple[tuple[str, str], ...] = ()
     thinking: bool | None = None
 
@@ -67,11 +68,12 @@ def prompts_of(
     max_prompt_tokens: int,
 ) -> PromptSet:
     """The prompts of ``items``; ``too_long`` counts those that do not fit."""
+    own = asking.template
     return build_prompts(
-        [Question(item.id, item.text, item.gold) for item in items],
+        [Question(i.id, i.text if own is None else i.question, i.gold) for i in items],
         tokenizer,
         system=asking.system,
-        template=asking.template,
+        template=own or "{question}",
         examples=asking.examples,
         thinking=asking.thinking,
         max_prompt_tokens=max_prompt_tokens,

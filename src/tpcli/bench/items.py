@@ -8,7 +8,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -36,12 +37,14 @@ class Item:
 
     Attributes:
         id: hash of the question as the source has it; the same in every run and version.
-        text: all that the user says.
+        question: the question with its choices, as the source has it.
+        text: the same as the benchmark asks it: all that the user says.
         gold: the right answer; the letter of the right choice.
         order: for choices, the place in the source of each one shown; None without choices.
     """
 
     id: str
+    question: str
     text: str
     gold: str
     order: tuple[int, ...] | None = None
@@ -114,8 +117,8 @@ def _hub(bench: Benchmark, name: str) -> Iterator[Record]:
         raise OfflineError(
             f"{bench.name} cannot be loaded: the hub cannot be reached, and {name} is not in its "
             "cache",
-            hint=f"give the rows yourself: --bench-file {short(bench)}=FILE (.jsonl, .json, .csv or "
-            ".parquet)",
+            hint=f"give the rows yourself: --bench-file {short(bench)}=FILE (.jsonl, .json, .csv "
+            "or .parquet)",
         ) from error
     except hub.GatedError as error:
         raise hub.GatedError(
@@ -172,12 +175,14 @@ def _check_count(bench: Benchmark, found: int) -> None:
     wanted = bench.spec.count
     if wanted is None or wanted == found:
         return
-    local = bench.spec.source.startswith("file://")
+    hints = {
+        "hf": "another edition is another benchmark: correct count and revision together",
+        "file": "give the whole set",
+        "rg": "lower count, or widen settings: the task has too few questions",
+    }
     raise UsageError(
         f"{bench.name} must have {wanted:,} questions, and {bench.spec.source} has {found:,}",
-        hint="give the whole set"
-        if local
-        else "another edition is another benchmark: correct count and revision together",
+        hint=hints[bench.spec.source.partition("://")[0]],
     )
 
 
@@ -188,15 +193,16 @@ def _item(bench: Benchmark, spec: Spec, where: str, record: dict[str, Any], seed
     question = _filled(spec.question, record, where, bench)
     if spec.choices is None:
         gold = _answer(spec, record, where, bench)
-        return Item(question_id(f"{question}\0{gold}"), spec.ask(question), gold)
+        return Item(question_id(f"{question}\0{gold}"), question, spec.ask(question), gold)
     choices, right = _choices(spec, record, where, bench)
     key = question_id("\0".join((question, *choices)))
     order = [*range(len(choices))]
     digest = hashlib.sha256(f"{bench.name}\0{key}\0{seed}".encode()).digest()
     random.Random(int.from_bytes(digest)).shuffle(order)
-    lines = [f"{ascii_uppercase[i]}. {choices[place]}" for i, place in enumerate(order)]
-    text = "\n".join((f"{question}\n", *lines))
-    return Item(key, spec.ask(text), ascii_uppercase[order.index(right)], tuple(order))
+    lines = [f"{ascii_uppercase[i]}. {choices[place].strip()}" for i, place in enumerate(order)]
+    shown = "\n".join((f"{question}\n", *lines))
+    gold = ascii_uppercase[order.index(right)]
+    return Item(key, shown, spec.ask(shown), gold, tuple(order))
 
 
 def _answer(spec: Spec, record: dict[str, Any], where: str, bench: Benchmark) -> str:
@@ -208,7 +214,20 @@ def _answer(spec: Spec, record: dict[str, Any], where: str, bench: Benchmark) ->
                 f"{where}: the answer of {bench.name} has no {spec.answer_after}",
                 hint=f"its right answer stands after {spec.answer_after}",
             )
-    return _bare(answer)
+    answer = _uncelled(_bare(answer), spec.kind)
+    if not answer:
+        raise UsageError(f"{where}: the right answer is empty", hint="correct that row")
+    return answer
+
+
+def _uncelled(answer: str, kind: str) -> str:
+    """The answer as other files have it, where a CSV holds a list or 27.0: there all is text."""
+    if kind == "int" and re.fullmatch(r"-?\d+\.0+", answer):
+        return answer.partition(".")[0]
+    if kind == "math" and answer.startswith(("['", '["')):
+        answers = _literal_list(answer)
+        return answer if answers is None else ", ".join(map(_bare, answers))
+    return answer
 
 
 def _bare(answer: str) -> str:
@@ -224,38 +243,54 @@ def _choices(
 ) -> tuple[list[str], int]:
     """The choices as the source has them, and the place of the right one."""
     assert spec.choices is not None
+    assert spec.right is not None
     if isinstance(spec.choices, list):
         choices = [_filled(template, record, where, bench) for template in spec.choices]
     else:
         choices = _listed(_value(spec.choices.strip("{}"), record, where, bench), where)
-    right = spec.right
-    if isinstance(right, str):
-        told = _filled(right, record, where, bench)
-        try:
+    told, right = spec.right, -1
+    if isinstance(told, int):
+        right = told
+    else:
+        column = told.strip("{}")
+        told = _text(_value(column, record, where, bench), column, where)
+        with suppress(ValueError):  # no number is no place
             right = int(told) - spec.right_counts_from
-        except ValueError:
-            right = -1
-    if not isinstance(right, int) or not 0 <= right < len(choices) <= len(ascii_uppercase):
+    if not 2 <= len(choices) <= len(ascii_uppercase):
         raise UsageError(
-            f"{where}: of {len(choices)} choices, {bench.name} calls "
-            f"{spec.right if isinstance(spec.right, int) else told!r} the right one",
+            f"{where} has {len(choices)} choice{'s' if len(choices) != 1 else ''}, and "
+            f"{bench.name} needs 2 to {len(ascii_uppercase)}",
+            hint="correct that row: a list in a CSV reads ['one', 'two']",
+        )
+    if not 0 <= right < len(choices):
+        raise UsageError(
+            f"{where}: of {len(choices)} choices, {bench.name} calls {told!r} the right one",
             hint="correct that row, or right and right_counts_from",
         )
     return choices, right
 
 
 def _listed(value: Any, where: str) -> list[str]:
-    """A list, or a Python list written as text; text is read as literals, never run."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = None
-    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+    """A list, or a Python list written as text."""
+    choices = _literal_list(value) if isinstance(value, str) else _texts(value)
+    if choices is None:
         raise UsageError(
             f"{where}: the choices are no list of texts", hint="correct that row, or choices"
         )
-    return [*value]
+    return choices
+
+
+def _literal_list(text: str) -> list[str] | None:
+    """The texts of a Python list of texts. It is read as a literal, never run."""
+    try:
+        return _texts(ast.literal_eval(text.strip()))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _texts(value: Any) -> list[str] | None:
+    is_list = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    return [*value] if is_list else None
 
 
 def _filled(template: str, record: dict[str, Any], where: str, bench: Benchmark) -> str:
@@ -282,7 +317,7 @@ def _text(value: Any, column: str, where: str) -> str:
         return ", ".join(_bare(one) for one in value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise UsageError(
             f'{where}: column "{column}" is {value!r:.40}, not text or a whole number',
             hint="correct that row, or name another column",
@@ -298,5 +333,5 @@ def _distinct(items: Sequence[Item]) -> tuple[Item, ...]:
         seen[item.id] += 1
         again = seen[item.id]
         name = item.id if again == 1 else f"{item.id}-{again}"
-        found.append(Item(name, item.text, item.gold, item.order))
+        found.append(replace(item, id=name))
     return tuple(found)

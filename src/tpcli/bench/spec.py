@@ -153,7 +153,8 @@ def find(names: Sequence[str]) -> list[Benchmark]:
 def short(bench: Benchmark) -> str:
     """The shortest name: the group's, where the benchmark is alone in it."""
     group = bench.spec.group
-    return group if group and members(group) == [bench.name] else bench.name
+    alone = [one.name for one in _every().values() if one.spec.group == group] == [bench.name]
+    return group if group and alone else bench.name
 
 
 def members(name: str) -> list[str]:
@@ -166,7 +167,7 @@ def _find(name: str) -> list[Benchmark]:
         return [_reasoning(name)]
     if name.endswith(".toml"):
         return [read(Path(name))]
-    every = {one.name: one for one in (*shipped(), *own())}
+    every = _every()
     if name in every:
         return [every[name]]
     group = [one for one in every.values() if one.spec.group == name]
@@ -178,6 +179,11 @@ def _find(name: str) -> list[Benchmark]:
         f"there is no benchmark {name or '(empty)'}",
         hint=f"did you mean {' or '.join(near)}?" if near else "tpcli bench ls lists them",
     )
+
+
+def _every() -> dict[str, Benchmark]:
+    """Shipped and own benchmarks; an own one takes the place of a shipped one of its name."""
+    return {one.name: one for one in (*shipped(), *own())}
 
 
 def _reasoning(name: str) -> Benchmark:
@@ -207,19 +213,31 @@ def read(path: Path) -> Benchmark:
         BenchmarkError: every fault of the file with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         data = tomllib.loads(text)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}", hint="tpcli bench ls lists names") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", hint="save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BenchmarkError.one(str(path), f"not TOML: {error}") from None
+    except RecursionError:
+        raise BenchmarkError.one(str(path), "arrays or tables stand too deep") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        raise BenchmarkError([_broken(path, text, str(error))]) from None
     try:
         spec = Spec.model_validate(data)
     except ValidationError as error:
         raise BenchmarkError(_faults(error, text, path)) from None
     return Benchmark(path.stem, spec, path.parent, path)
+
+
+def _broken(path: Path, text: str, message: str) -> Fault:
+    """tomllib's message, with the line taken out of it."""
+    line = None
+    if at := re.search(r" \(at line (\d+), (column \d+)\)", message):
+        line, message = int(at[1]), f"{message[: at.start()]}, at {at[2]}"
+    elif message.endswith(" (at end of document)"):
+        line = len(text.rstrip().splitlines()) or 1
+    return Fault(str(path), line, "", f"not TOML: {message}")
 
 
 def _faults(error: ValidationError, text: str, path: Path) -> list[Fault]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +13,9 @@ import typer
 from tpcli.names import DtypeName
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
-    from tpcli.bench.stats import Estimate
-    from tpcli.cli.columns import Column
-    from tpcli.jobs.evaluate import Evaluated, Outcome, Request
+    from tpcli.jobs.evaluate import Evaluated
+    from tpcli.jobs.examine import Request
+    from tpcli.jobs.subject import Subject
 
 PLAIN_INTERVAL = 60.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -101,7 +96,9 @@ def evaluate(
     Responses are stored as they come, in the run's folder: a repeated command answers from them,
     an interrupted one goes on. Benchmarks: tpcli bench ls.
     """
-    from tpcli.jobs.evaluate import Request, mirror, run
+    from tpcli.cli.results import show
+    from tpcli.jobs.evaluate import mirror, run
+    from tpcli.jobs.examine import Request
 
     request = Request(
         benches=_benches(bench),
@@ -123,10 +120,9 @@ def evaluate(
         verifier=verifier,
         regrade=regrade,
     )
-    form = Format.json if as_json else form
     found = _run(request, run)
     failed = [error for error in map(mirror, _subjects(found)) if error]
-    _show(found, form)
+    show(found, "json" if as_json else form)
     for error in failed:
         typer.echo(f"warning: MLflow is behind: {error}; later: tpcli db sync-mlflow", err=True)
 
@@ -198,7 +194,7 @@ class _Screen:
         )
         self._task = self._bar.add_task("", total=None, speed="", visible=False)
         self._what, self._began, self._before = "", 0.0, 0
-        self._told = time.monotonic()
+        self._told, self._line = time.monotonic(), ""
 
     def __enter__(self) -> _Screen:
         self._bar.start()
@@ -209,10 +205,12 @@ class _Screen:
 
     def close(self) -> None:
         """Give the terminal back."""
+        self._say()
         self._bar.stop()
 
     def fetching(self, what: str, done: float, total: float) -> None:
         """Weights or rows on their way."""
+        self._say()
         self._bar.update(
             self._task, description=what, completed=done, total=total or None, visible=True
         )
@@ -228,10 +226,17 @@ class _Screen:
         self._bar.update(
             self._task, description=bench, completed=done, total=asked, speed=line, visible=True
         )
-        if self._bar.disable and (now - self._told >= PLAIN_INTERVAL or done == asked):
-            self._told = now
-            share = f"{done}/{asked} responses {100 * done / asked:.0f}%"
-            self._console.print(" · ".join(part for part in (bench, share, line) if part))
+        share = f"{done}/{asked} responses {100 * done / asked:.0f}%"
+        self._line = " · ".join(part for part in (bench, share, line) if part)
+        if now - self._told >= PLAIN_INTERVAL:
+            self._say()
+
+    def _say(self) -> None:
+        """The last line of progress, once, where no bar shows it."""
+        if self._line and self._bar.disable:
+            self._told = time.monotonic()
+            self._console.print(self._line)
+        self._line = ""
 
     def _speed(self, seconds: float, fresh: int, left: int, tokens: int) -> str:
         from tpcli.cli.glyphs import duration, number
@@ -243,173 +248,5 @@ class _Screen:
         return " · ".join(part for part in (speed, eta) if part)
 
 
-# The result
-
-
-def _subjects(found: Evaluated) -> list[Any]:
+def _subjects(found: Evaluated) -> list[Subject]:
     return [found.subject] + ([found.other] if found.other else [])
-
-
-def _show(found: Evaluated, form: Format) -> None:
-    from tpcli.cli import columns as tables
-
-    results, against = result_columns(found), against_columns(found)
-    if form is Format.json:
-        typer.echo(json.dumps(record(found), ensure_ascii=False, indent=2))
-        return
-    if form is not Format.table:
-        write = tables.markdown if form is Format.md else tables.latex
-        typer.echo("\n\n".join(write(part) for part in (results, against) if part))
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for line in [*_head(found), *_lines(results, console), *_versus(found, against, console)]:
-        console.print(line, soft_wrap=True)
-    typer.echo(f"\nstored in  {found.subject.base}")
-    _footnotes(found)
-
-
-def _head(found: Evaluated) -> list[Text]:
-    from rich.text import Text
-
-    sampling = found.sampling
-    how = "greedy" if not sampling.temperature else f"temperature {sampling.temperature:g}"
-    if sampling.temperature:
-        how += f", top-p {sampling.top_p:g}, top-k {sampling.top_k or 'off'}"
-    longest = {outcome.result["settings"]["sampling"]["max_tokens"] for outcome in found.outcomes}
-    ends = "–".join(f"{length:,}" for length in sorted({min(longest), max(longest)}))
-    text = f"{how}, up to {ends} tokens, seed {sampling.seed}"
-    return [Text(found.subject.label, "bold"), Text(text, "dim"), Text()]
-
-
-def result_columns(found: Evaluated) -> list[Column]:
-    """A row a benchmark, and one for their mean."""
-    from tpcli.cli.columns import Column
-    from tpcli.cli.glyphs import number, percent, whole
-
-    outcomes, n = found.outcomes, found.outcomes[0].summary.n
-    summaries = [outcome.summary for outcome in outcomes]
-    tail = [""] * (found.mean is not None)
-    estimates = [s.avg for s in summaries] + ([found.mean] if found.mean else [])
-    failed = [s.shares["timeout"] + s.shares["crash"] for s in summaries]
-    columns = [
-        Column("bench", [o.bench for o in outcomes] + ["mean"] * len(tail), 0),
-        Column("questions", [_asked(o) for o in outcomes] + tail, 7, right=True),
-        Column(f"avg@{n}", [number(e.value) for e in estimates], 1, right=True),
-        Column("95% CI", [_interval(e) for e in estimates], 2, right=True),
-    ]
-    if n > 1:
-        most = [number(s.passed[n].value) for s in summaries] + tail
-        columns.append(Column(f"pass@{n}", most, 5, right=True))
-        maj = [number(s.maj.value) for s in summaries] + tail
-        columns.append(Column(f"maj@{n}", maj, 6, right=True))
-    truncated = [percent(s.truncated) for s in summaries] + tail
-    silent = [percent(s.shares["no_answer"]) for s in summaries] + tail
-    columns.append(Column("truncated", truncated, 3, right=True))
-    columns.append(Column("no answer", silent, 4, right=True))
-    if any(failed):
-        columns.append(Column("timeout/crash", [percent(f) for f in failed] + tail, 3, right=True))
-    columns.append(Column("tokens", [whole(s.tokens) for s in summaries] + tail, 8, right=True))
-    return columns
-
-
-def against_columns(found: Evaluated) -> list[Column]:
-    """A row a benchmark: the difference by question, its tests, and who solves what."""
-    from tpcli.cli.columns import Column
-    from tpcli.cli.glyphs import number, signed
-
-    pairs = found.against
-    if not pairs:
-        return []
-    interval = [
-        "–" if p.paired.low is None else f"[{signed(p.paired.low)}, {signed(p.paired.high)}]"
-        for p in pairs
-    ]
-    return [
-        Column("bench", [p.bench for p in pairs], 0),
-        Column("other", [number(p.old.value) for p in pairs], 2, right=True),
-        Column("Δ", [signed(p.paired.difference) for p in pairs], 1, right=True),
-        Column("95% CI", interval, 1, right=True),
-        Column("p t-test", [number(p.paired.p_t) for p in pairs], 4, right=True),
-        Column("p Holm", [number(p.p_holm) for p in pairs], 3, right=True),
-        Column("p sign-flip", [number(p.paired.p_sign_flip) for p in pairs], 5, right=True),
-        Column("gained", [str(p.solved.only_new) for p in pairs], 2, right=True),
-        Column("lost", [str(p.solved.lost) for p in pairs], 2, right=True),
-        Column("both", [str(p.solved.both) for p in pairs], 6, right=True),
-        Column("neither", [str(p.solved.neither) for p in pairs], 6, right=True),
-    ]
-
-
-def _asked(outcome: Outcome) -> str:
-    some = "" if outcome.result["limit"] is None else " (part)"
-    return f"{len(outcome.items):,}{some}"
-
-
-def _interval(estimate: Estimate) -> str:
-    from tpcli.cli.glyphs import number
-
-    return f"[{number(estimate.low)}, {number(estimate.high)}]"
-
-
-def _lines(columns: Sequence[Column], console: Console) -> list[Text]:
-    from rich.text import Text
-
-    from tpcli.cli.columns import fitting, joined
-
-    kept = fitting(columns, console.width)
-    rows = range(len(columns[0].cells))
-    return [Text(joined(kept, None), "dim"), *(Text(joined(kept, row)) for row in rows)]
-
-
-def _versus(found: Evaluated, columns: Sequence[Column], console: Console) -> list[Text]:
-    from rich.text import Text
-
-    if found.other is None:
-        return []
-    head = Text.assemble("\nagainst ", (found.other.label, "bold"), ", paired by question\n")
-    return [head, *_lines(columns, console)]
-
-
-def _footnotes(found: Evaluated) -> None:
-    """What one must know to read the numbers, on stderr."""
-    lines = [*found.notes]
-    for outcome in found.outcomes:
-        if outcome.made is not None:
-            lines.append(
-                f"{outcome.bench}: {len(outcome.items)} different held-out questions, of "
-                f"{outcome.made:,} made"
-            )
-    if found.against:
-        lines.append(
-            "gained, lost, both, neither: questions of which more than half of the samples are "
-            "right, here alone, there alone, in both, in neither"
-        )
-        least = max(pair.paired.smallest_p for pair in found.against)
-        if least > 0.001:
-            lines.append(f"sign-flip: with so few pairs that differ, the smallest p is {least:.3g}")
-    stored = [outcome.bench for outcome in found.outcomes if outcome.stored]
-    if stored:
-        lines.append(f"nothing was generated for {', '.join(stored)}: all was stored")
-    for line in lines:
-        typer.secho(line, err=True, dim=True)
-
-
-def record(found: Evaluated) -> dict[str, Any]:
-    """The result as JSON."""
-    return {
-        "label": found.subject.label,
-        "results": [_outcome(outcome) for outcome in found.outcomes],
-        "mean": dataclasses.asdict(found.mean) if found.mean else None,
-        "versus": found.other
-        and {
-            "label": found.other.label,
-            "results": [_outcome(outcome) for outcome in found.others],
-            "paired": [dataclasses.asdict(pair) for pair in found.against],
-        },
-        "notes": list(found.notes),
-    }
-
-
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    return outcome.result | {"folder": str(outcome.folder), "stored": outcome.stored}

@@ -1,7 +1,9 @@
 """Rows from a file: JSON lines, JSON, CSV or Parquet. ``records`` has them as they stand."""
 
 import csv
+import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def _json(path: Path) -> Iterator[Record]:
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    rows = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         for number, record in enumerate(rows, start=1):
             where = f"{path}, row {number}"
@@ -76,7 +78,8 @@ def _csv(path: Path) -> Iterator[Record]:
             yield where, record
     except csv.Error as error:
         raise UsageError(
-            f"{path} is not CSV: {error}, near line {rows.line_num}", hint="save it again as CSV"
+            f"{path} is not CSV: {error}, near line {rows.reader.line_num}",
+            hint="save it again as CSV",
         ) from error
 
 
@@ -92,7 +95,7 @@ def _parquet(path: Path, fields: Fields | None) -> Iterator[Record]:
             fields.check(file.schema_arrow.names, str(path))
             columns = [_column(n, file) for n in fields if n is not None]
         table = file.read(columns=columns)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise UsageError(
             f"{path} is not a Parquet file: {str(error).splitlines()[0]}",
             hint="write it again, or give a .jsonl file",
@@ -108,12 +111,17 @@ def _column(name: str, file: Any) -> str:
 
 def _parsed(text: str, where: str, hint: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if re.search(r"\\u[dD]", text):  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise UsageError(
             f"{where} is not JSON: {error.msg} at {line}column {error.colno}", hint=hint
         ) from error
+    except (ValueError, RecursionError) as error:  # or a number of thousands of digits, or too deep
+        raise UsageError(f"{where} cannot be read: {error}", hint=hint) from error
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Rows of a data set on the Hugging Face hub."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tpcli.data.rows import Fields, Record, Row, check_keys
@@ -55,6 +57,7 @@ def hub_split(name: str, *, config: str | None, split: str, revision: str | None
     try:
         with _no_bars(), _no_retries_offline():
             table = datasets.load_dataset(name, name=config, split=split, revision=revision)
+            table = _of_edition(table, split, revision)
     except Exception as error:  # the library raises a dozen unrelated types
         raise _refusal(name, error) from error
     records = (
@@ -62,6 +65,27 @@ def hub_split(name: str, *, config: str | None, split: str, revision: str | None
         for number, record in enumerate(table, start=1)
     )
     return HubSplit(table.column_names, records)
+
+
+def _of_edition(table: Any, split: str, revision: str | None) -> Any:
+    """``table``, or the same split of the commit that was asked for: where the hub is away, the
+    library takes the edition that was loaded last, whatever it is."""
+    import datasets
+
+    folders = {Path(file["filename"]).parent for file in table.cache_files}
+    others = [folder for folder in folders if _is_commit(folder.name) and folder.name != revision]
+    if revision is None or not _is_commit(revision) or not others:
+        return table
+    ending = re.compile(rf"-{re.escape(split)}(-\d+-of-\d+)?\.arrow")
+    kept = [file for folder in others for file in (folder.parent / revision).glob("*.arrow")]
+    files = sorted(str(file) for file in kept if ending.search(file.name))
+    if not files:
+        raise ConnectionError(f"the cache holds {others[0].name}, not {revision}")
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+
+
+def _is_commit(name: str) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", name) is not None
 
 
 @contextmanager

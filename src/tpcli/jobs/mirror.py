@@ -102,6 +102,41 @@ def _line(error: Exception) -> str:
     return redact((str(error).splitlines() or [type(error).__name__])[0])
 
 
+def evaluations(folder_: Path) -> list[tuple[int, float, dict[str, float]]]:
+    """The results of whole benchmarks below a run's or a model's folder, oldest first.
+
+    Named bench/<name>/<what>; of one benchmark sampled in several ways, all values are logged.
+    """
+    found = []
+    for path in folder_.glob("evals/*/result-*.json"):
+        result = folder.read_json(path)
+        if result["limit"] is not None:
+            continue
+        summary, name = result["summary"], f"bench/{result['bench']}"
+        values = {
+            f"{name}/avg_{summary['n']}": summary["avg"]["value"],
+            f"{name}/maj_{summary['n']}": summary["maj"]["value"],
+            **{f"{name}/pass_{k}": one["value"] for k, one in summary["passed"].items()},
+            f"{name}/truncated": summary["truncated"],
+            f"{name}/no_answer": summary["shares"]["no_answer"],
+        }
+        found.append((int(result["step"] or 0), float(result["created"]), values))
+    return sorted(found, key=lambda one: one[1])
+
+
+def sync_model(model_dir: Path, label: str, experiment: str = "tpcli") -> str | None:
+    """Log the results of a model that belongs to no run; what went wrong in one line."""
+    try:
+        uri = default_store(model_dir.parents[1])
+        copy = Mirror(uri, experiment)
+        copy.open(f"model:{model_dir.name}", label, {"model": label}, {"tpcli.kind": "evaluation"})
+        copy.evaluations(evaluations(model_dir))
+        copy.close("FINISHED")
+    except Exception as error:
+        return _line(error)
+    return None
+
+
 class _Copy:
     """One folder and its run in MLflow, opened at the first update."""
 
@@ -125,6 +160,7 @@ class _Copy:
             finally:
                 self._remember()
             if final:
+                self.mirror.evaluations(evaluations(self.run_dir))
                 self.mirror.artifacts(self.run_dir)
                 self._close()
             return sum(line["step"] > before for line in lines)

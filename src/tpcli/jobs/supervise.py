@@ -160,7 +160,7 @@ def command(run_dir: Path, launch: LaunchSection, *, new_horizon: bool) -> list[
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(config)),
         *("--num_cpu_threads_per_process", threads),
-        *("-m", "tpcli.train.worker", str(run_dir.resolve()), "--supervisor", str(os.getpid())),
+        *("-m", "tpcli.train", str(run_dir.resolve()), "--supervisor", str(os.getpid())),
         *(["--new-horizon"] if new_horizon else []),
     ]
 

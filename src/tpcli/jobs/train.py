@@ -254,7 +254,7 @@ def _wait_for_orphans(run: Run) -> None:
     import psutil
 
     limit = time.monotonic() + 10
-    marks = ("tpcli.train.worker", str(run.folder.resolve()))
+    marks = ("-m tpcli.train ", str(run.folder.resolve()))
     while time.monotonic() < limit:
         lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
         if not any(all(mark in line for mark in marks) for line in lines):
@@ -264,7 +264,7 @@ def _wait_for_orphans(run: Run) -> None:
         time.sleep(0.2)
     raise UsageError(
         f"processes of run {run.id} are still there without their supervisor",
-        hint=f'end them first: pkill -9 -f "tpcli.train.worker .*{run.id}"',
+        hint=f'end them first: pkill -9 -f "m tpcli.train .*{run.id}"',
     )
 
 

@@ -89,6 +89,29 @@ class Mirror:
             marks = [metric.step for metric in batch if metric.key == LOGGED_STEP]
             self.logged_step = max(marks, default=self.logged_step)
 
+    def evaluations(self, lines: Sequence[tuple[int, float, Mapping[str, float]]]) -> int:
+        """Log results of benchmarks: (step, time, values). What MLflow has is left out.
+
+        Returns:
+            how many values were new.
+        """
+        from mlflow.entities import Metric
+
+        known: dict[str, set[tuple[int, float]]] = {}
+        fresh: list[Metric] = []
+        for step, moment, values in lines:
+            for name, value in values.items():
+                key = _accepted(name)
+                if key not in known:
+                    history = self._client.get_metric_history(self._run_id, key)
+                    known[key] = {(metric.step, metric.value) for metric in history}
+                if (step, value) not in known[key]:
+                    known[key].add((step, value))
+                    fresh.append(Metric(key, value, int(moment * 1000), step))
+        for at in range(0, len(fresh), BATCH_METRICS):
+            self._client.log_batch(self._run_id, metrics=fresh[at : at + BATCH_METRICS])
+        return len(fresh)
+
     def artifacts(self, run_dir: Path) -> None:
         """Copy the recipe, the provenance and the figures, those that are there."""
         for name in ARTIFACTS:

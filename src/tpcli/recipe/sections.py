@@ -5,12 +5,15 @@ Every field is documented where it is defined.
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, Any, Literal, Self
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from tpcli.names import (
+    OWN_VERIFIER,
     DtypeName,
     EngineName,
     LrScheduleName,
@@ -215,11 +218,32 @@ class OverlongSection(Section):
 class RewardSection(Section):
     """[reward]: how a response is scored. Always on the whole response, never on a suffix."""
 
-    kind: VerifierName = "int"
-    """"int" compares integers, "exact" compares text after white space is folded; both read the
-    last complete \\boxed{...}."""
+    kind: VerifierName | Annotated[str, Field(pattern=OWN_VERIFIER)] = "int"
+    """How the last complete \\boxed{...} after thinking is compared: as an integer, a rational
+    number, mathematics, the letter of an option, text, or by the paper's own string rule
+    ("reference"). Or your own verifier: "MODULE:FUNCTION", or "plugin:NAME" of a package."""
+    workers: PositiveInt = 2
+    """Processes that verify, for each training process; only kind "math" and your own start any."""
+    deadline: Positive = 2.0
+    """Seconds that a verdict of theirs may take; then the process is killed and the reward 0."""
+    memory_gib: Positive = 2.0
+    """Memory that each of them may take beyond what it has once loaded, GiB."""
     overlong: OverlongSection = OverlongSection()
     """Long and unfinished responses."""
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind_is_known(cls, value: Any) -> Any:
+        """One message for both forms, with the nearest of the names."""
+        names = get_args(VerifierName)
+        if isinstance(value, str) and (value in names or re.fullmatch(OWN_VERIFIER, value)):
+            return value
+        near = get_close_matches(value.lower(), names, n=1) if isinstance(value, str) else []
+        raise ValueError(
+            f"{json.dumps(value, default=str, ensure_ascii=False)[:60]} is not one of "
+            f'{", ".join(map(json.dumps, names))}, "MODULE:FUNCTION" or "plugin:NAME"'
+            + (f'; did you mean "{near[0]}"?' if near else "")
+        )
 
 
 class OptimSection(Section):

@@ -27,7 +27,11 @@ def last_boxed(text: str) -> str | None:
     return None if found is None else text[found[0] : found[1]]
 
 
-def after_thinking(response: str) -> str | None:
-    """What follows the last ``</think>``; None while a ``<think>`` is still open."""
-    _, _, said = response.rpartition("</think>")
-    return None if "<think>" in said else said
+def after_thinking(response: str, *, opened: bool = False) -> str | None:
+    """What follows the last ``</think>``; None while a ``<think>`` is still open.
+
+    Args:
+        opened: the prompt ended inside a think block, so the response begins in one.
+    """
+    _, closed, said = response.rpartition("</think>")
+    return None if "<think>" in said or (opened and not closed) else said

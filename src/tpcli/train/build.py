@@ -21,7 +21,7 @@ from tpcli.policy.source import resolve
 from tpcli.policy.store import cache_dir, once, save_model
 from tpcli.recipe.scalar import Scalar, bounds
 from tpcli.recipe.schema import Recipe
-from tpcli.reward.verify import check_answers
+from tpcli.reward.verify import Grader
 from tpcli.rollout.transformers import TransformersEngine
 from tpcli.train.collect import Asking
 from tpcli.train.evaluate import HeldOut
@@ -43,7 +43,25 @@ class Data:
     facts: dict[str, Any]
 
 
-def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[Parts, Data]:
+def grader_of(recipe: Recipe, folders: Sequence[Path] = ()) -> Grader:
+    """What verifies; to be closed when training ends.
+
+    Args:
+        folders: where a user's own verifier is looked for, after the current folder.
+    """
+    section = recipe.reward
+    return Grader(
+        section.kind,
+        workers=section.workers,
+        deadline=section.deadline,
+        memory_gib=section.memory_gib,
+        folders=folders,
+    )
+
+
+def build(
+    recipe: Recipe, accelerator: Accelerator, journal: Journal, grader: Grader
+) -> tuple[Parts, Data]:
     """Load, warm up and wire everything a run needs."""
     with journal.phase("weights", 0):
         folder = _weights(recipe, journal)
@@ -53,7 +71,7 @@ def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[P
             trust_remote_code=recipe.model.trust_remote_code,
         )
     with journal.phase("data", 0):
-        data = build_data(recipe, tokenizer)
+        data = build_data(recipe, tokenizer, grader)
     asking = _asking(recipe, data, tokenizer)
     _check_context(recipe, model, data, asking)
     pad_id = _pad_id(tokenizer)
@@ -76,6 +94,7 @@ def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[P
         accelerator=accelerator,
         model=model,
         tokenizer=tokenizer,
+        grader=grader,
         engine=engine,
         learner=learner,
         asking=asking,
@@ -85,8 +104,8 @@ def build(recipe: Recipe, accelerator: Accelerator, journal: Journal) -> tuple[P
     return parts, data
 
 
-def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
-    """Questions, split and tokenised."""
+def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, grader: Grader) -> Data:
+    """Questions, split and tokenised, with answers that the verifier can accept."""
     section = recipe.data
     questions = load_questions(
         section.source,
@@ -98,7 +117,7 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
         answer_field=section.answer_field,
         solution_field=section.solution_field,
     )
-    check_answers(questions, kind=recipe.reward.kind)
+    grader.check(questions)
     sides = split(questions, section.held_out)
 
     def prompts(side: Sequence[Question]) -> PromptSet:
@@ -161,7 +180,6 @@ def _asking(recipe: Recipe, data: Data, tokenizer: PreTrainedTokenizerBase) -> A
         prompts_per_step=rollout.prompts,
         group_size=rollout.group_size,
         max_new_tokens=rollout.max_new_tokens,
-        verifier=recipe.reward.kind,
         seed=recipe.train.seed,
         rounds=refills.rounds if refills else 0,
         advantage=recipe.credit.advantage,

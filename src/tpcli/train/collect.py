@@ -9,9 +9,10 @@ import torch
 
 from tpcli.credit.advantage import advantages
 from tpcli.data.prompts import with_prefix
-from tpcli.names import AdvantageName, VerifierName
+from tpcli.names import AdvantageName
+from tpcli.reward.verify import Grader
 from tpcli.rollout.engine import RolloutEngine
-from tpcli.train.evaluate import Decode, grade_all
+from tpcli.train.evaluate import Read, grade_all
 from tpcli.train.journal import Journal
 from tpcli.train.order import further_prompts, prompts_of, sampler_seed
 from tpcli.types import Prompt, Rollout, Verdict
@@ -32,7 +33,6 @@ class Asking:
     prompts_per_step: int
     group_size: int
     max_new_tokens: int
-    verifier: VerifierName
     seed: int
     rounds: int
     advantage: AdvantageName
@@ -65,13 +65,14 @@ class Collector:
         self,
         asking: Asking,
         engine: RolloutEngine,
-        decode: Decode,
+        read: Read,
+        grader: Grader,
         journal: Journal,
         *,
         rank: int,
         ranks: int,
     ) -> None:
-        self._ask, self._engine, self._decode = asking, engine, decode
+        self._ask, self._engine, self._read, self._grader = asking, engine, read, grader
         self._journal, self._rank, self._ranks = journal, rank, ranks
 
     def collect(
@@ -131,7 +132,7 @@ class Collector:
                 progress=report,
             )
         with self._journal.phase("reward", step):
-            flat = grade_all(groups, prompts, self._decode, ask.verifier)
+            flat = grade_all(groups, prompts, self._read, self._grader)
         size = ask.group_size
         verdicts = [flat[at : at + size] for at in range(0, len(flat), size)]
         correct = sum(verdict.status == "correct" for verdict in flat)

@@ -7,13 +7,12 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from tpcli.names import VerifierName
-from tpcli.reward.verify import grade
+from tpcli.reward.verify import Grader
 from tpcli.rollout.engine import RolloutEngine
-from tpcli.types import Prompt, Rollout, Verdict
+from tpcli.types import Answered, Prompt, Rollout, Verdict
 
-Decode = Callable[[Prompt, Rollout], str]
-"""The text of a whole response, given solution prefix included."""
+Read = Callable[[Prompt, Sequence[Rollout]], list[Answered]]
+"""The whole responses to a prompt as text, given solution prefix included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +28,23 @@ class HeldOut:
 
 
 def grade_all(
-    groups: Sequence[Sequence[Rollout]],
-    prompts: Sequence[Prompt],
-    decode: Decode,
-    kind: VerifierName,
+    groups: Sequence[Sequence[Rollout]], prompts: Sequence[Prompt], read: Read, grader: Grader
 ) -> list[Verdict]:
     """A verdict on every whole response, group by group."""
-    return [
-        grade(decode(prompt, rollout), prompt.question.answer, kind=kind, finished=rollout.finished)
-        for prompt, group in zip(prompts, groups, strict=True)
-        for rollout in group
-    ]
+    return grader.grade(
+        [
+            answered
+            for prompt, group in zip(prompts, groups, strict=True)
+            for answered in read(prompt, group)
+        ]
+    )
 
 
 def accuracy(
     held_out: HeldOut,
     engine: RolloutEngine,
-    decode: Decode,
-    kind: VerifierName,
+    read: Read,
+    grader: Grader,
     accelerator: Accelerator,
     *,
     temperature: float,
@@ -73,7 +71,7 @@ def accuracy(
             max_new_tokens=held_out.max_new_tokens,
             progress=partial(_count_on, progress, done, work) if progress else None,
         )
-        verdicts = grade_all(groups, mine, decode, kind)
+        verdicts = grade_all(groups, mine, read, grader)
         counts[int(greedy)] = sum(v.reward for v in verdicts)
         if not greedy:
             counts[2] = sum(v.status == "unfinished" for v in verdicts)

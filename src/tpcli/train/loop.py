@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tpcli.credit.advantage import advantages
+from tpcli.data.decode import opens_thinking, response_text
 from tpcli.names import AdvantageName, SignalName
 from tpcli.registry.folder import STOP
 from tpcli.reward.length import overlong_penalty
+from tpcli.reward.verify import Grader
 from tpcli.rollout.engine import RolloutEngine
 from tpcli.train import checkpoint
 from tpcli.train.collect import Asking, Collected, Collector
@@ -27,7 +29,7 @@ from tpcli.train.measure import finish, tally
 from tpcli.train.order import response_seed
 from tpcli.train.step import Knobs, Learned, Learner
 from tpcli.train.tempo import Tempo
-from tpcli.types import Prompt, Rollout, StepStats, TokenBatch
+from tpcli.types import Answered, Prompt, Rollout, StepStats, TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Parts:
     accelerator: Accelerator
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    grader: Grader
     engine: RolloutEngine
     learner: Learner
     asking: Asking
@@ -81,7 +84,13 @@ class Loop:
         self._ranks = parts.accelerator.num_processes
         self._since = time.perf_counter()
         self._collector = Collector(
-            parts.asking, parts.engine, self._decode, journal, rank=self._rank, ranks=self._ranks
+            parts.asking,
+            parts.engine,
+            self._read,
+            parts.grader,
+            journal,
+            rank=self._rank,
+            ranks=self._ranks,
         )
 
     def run(self, done: int) -> None:
@@ -192,21 +201,28 @@ class Loop:
             return accuracy(
                 held_out,
                 self._parts.engine,
-                self._decode,
-                self._parts.asking.verifier,
+                self._read,
+                self._parts.grader,
                 accelerator,
                 temperature=knobs.temperature,
                 top_p=knobs.top_p,
                 progress=report,
             )
 
+    def _read(self, prompt: Prompt, group: Sequence[Rollout]) -> list[Answered]:
+        asked = prompt.tokens[: len(prompt.tokens) - prompt.prefix]
+        opened = opens_thinking(asked, self._parts.tokenizer)
+        return [
+            Answered(
+                self._decode(prompt, rollout), prompt.question.answer, rollout.finished, opened
+            )
+            for rollout in group
+        ]
+
     def _decode(self, prompt: Prompt, rollout: Rollout) -> str:
+        """The whole response, a given solution prefix included."""
         given = prompt.tokens[len(prompt.tokens) - prompt.prefix :]
-        text = self._parts.tokenizer.decode(
-            [*given, *rollout.tokens_L.tolist()], skip_special_tokens=True
-        )
-        assert isinstance(text, str)
-        return text
+        return response_text([*given, *rollout.tokens_L.tolist()], self._parts.tokenizer)
 
     def _samples(
         self, step: int, batch: TokenBatch, collected: Collected, learned: Learned

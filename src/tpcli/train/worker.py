@@ -1,4 +1,4 @@
-"""The training process: ``python -m tpcli.train.worker RUN_DIR``, started by accelerate's launcher.
+"""The training process: ``python -m tpcli.train RUN_DIR``, started by accelerate's launcher.
 
 Everything it has to say goes into the run's folder: progress.json ends with "done" or "stopped";
 a run that failed leaves failure.json.
@@ -22,16 +22,16 @@ from accelerate.utils import InitProcessGroupKwargs
 from tpcli import errors
 from tpcli.errors import TpcliError, UsageError
 from tpcli.recipe.load import load_recipe
-from tpcli.registry.folder import FAILURE, PROVENANCE, RESOLVED, read_json, write_json_atomic
+from tpcli.registry.folder import FAILURE, PROVENANCE, RESOLVED, RUN, read_json, write_json_atomic
 from tpcli.train import checkpoint
-from tpcli.train.build import build, device_facts, settings
+from tpcli.train.build import build, device_facts, grader_of, settings
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Loop, Parts
 
 
 def main() -> None:
     """Train the run in the folder given, from its newest checkpoint if it has one."""
-    parser = argparse.ArgumentParser(prog="tpcli.train.worker")
+    parser = argparse.ArgumentParser(prog="tpcli.train")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--supervisor", type=int, help="end when this process does")
     parser.add_argument("--new-horizon", action="store_true", help="let the schedule move")
@@ -56,11 +56,12 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         journal = Journal(run_dir, steps=recipe.train.steps, writes=accelerator.is_main_process)
-        parts, data = build(recipe, accelerator, journal)
-        if accelerator.is_main_process:
-            _remember(run_dir, {"data": data.facts, "compute": device_facts(accelerator)})
-        done = _resume(run_dir, recipe.horizon, parts, new_horizon)
-        Loop(run_dir, parts, settings(recipe), journal).run(done)
+        with grader_of(recipe, _folders(run_dir)) as grader:
+            parts, data = build(recipe, accelerator, journal, grader)
+            if accelerator.is_main_process:
+                _remember(run_dir, {"data": data.facts, "compute": device_facts(accelerator)})
+            done = _resume(run_dir, recipe.horizon, parts, new_horizon)
+            Loop(run_dir, parts, settings(recipe), journal).run(done)
         accelerator.end_training()
         return errors.OK
     except TpcliError as error:
@@ -71,6 +72,15 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
         traceback.print_exc()
         _tell(run_dir, f"{type(error).__name__}: {error}".splitlines()[0], "", errors.BUG)
         return errors.BUG
+
+
+def _folders(run_dir: Path) -> list[Path]:
+    """The folder of the recipe that the run was started with: a user's own verifier may be there.
+
+    A relative path is one of the folder that the run was started in.
+    """
+    recipe = read_json(run_dir / RUN).get("recipe")
+    return [Path(recipe).parent] if recipe else []
 
 
 def _remember(run_dir: Path, facts: dict[str, Any]) -> None:
@@ -132,7 +142,3 @@ def _follow(pid: int) -> None:
                 os._exit(errors.TERMINATED)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-if __name__ == "__main__":
-    main()

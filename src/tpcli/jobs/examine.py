@@ -1,0 +1,338 @@
+"""One policy on one benchmark: ask what is not stored yet, grade it, store what it was worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpcli.bench import evaluate, stats
+from tpcli.bench.folder import EvaluationFolder, result_name
+from tpcli.bench.items import Item, Loaded, first
+from tpcli.errors import NotFoundError, UsageError
+from tpcli.jobs.provenance import code_identity, machine, package_versions
+from tpcli.jobs.runs import runs_dir
+from tpcli.names import DtypeName
+from tpcli.registry.store import Registry
+from tpcli.reward.verify import Grader
+
+if TYPE_CHECKING:
+
+    from tpcli.bench.spec import Benchmark
+    from tpcli.data.prompts import PromptSet
+    from tpcli.jobs.subject import Subject
+    from tpcli.rollout.engine import RolloutEngine
+    from tpcli.types import Prompt
+
+ENGINE = "transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for; None leaves a setting to its default.
+
+    Attributes:
+        benches: benchmarks and groups by name.
+        files: the user's own rows, by benchmark.
+        n: samples a question.
+        limit: questions a benchmark.
+        own_prompt: ask as the run's recipe does: its system message, template and examples.
+        rows: responses decoded at once.
+        verifier: in place of the benchmark's own.
+        regrade: grade what is stored again; generate nothing.
+    """
+
+    benches: tuple[str, ...]
+    target: str | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    n: int = 8
+    limit: int | None = None
+    step: int | None = None
+    vs: str | None = None
+    seed: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    thinking: bool | None = None
+    own_prompt: bool = False
+    rows: int = 64
+    dtype: DtypeName | None = None
+    verifier: str | None = None
+    regrade: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One policy on one benchmark.
+
+    Attributes:
+        items: the questions that were asked, in order.
+        result: what is stored, as JSON.
+        stored: nothing was generated: the result, or all responses, were there already.
+        made: questions made to find these, where they are generated.
+    """
+
+    bench: str
+    title: str
+    items: tuple[Item, ...]
+    summary: evaluate.Summary
+    result: dict[str, Any]
+    folder: Path
+    stored: bool
+    made: int | None
+
+    def shares(self) -> list[float]:
+        """c_q / n of every question, in order."""
+        return [self.summary.correct[item.id] / self.summary.n for item in self.items]
+
+
+class Observer:
+    """Told how the work goes; does nothing itself."""
+
+    def fetching(self, what: str, done: float, total: float) -> None:
+        """Weights or rows on their way; ``total`` is 0 where nobody knows it."""
+
+    def generating(self, bench: str, done: int, asked: int, tokens: int) -> None:
+        """Responses of a benchmark, and tokens since the command began on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One benchmark as it will be asked.
+
+    Attributes:
+        items: the questions that are wanted, of all that were loaded.
+        prompts: of these, in the same order.
+        kind: of the verifier.
+        name: the result's file.
+    """
+
+    bench: Benchmark
+    loaded: Loaded
+    items: tuple[Item, ...]
+    prompts: tuple[Prompt, ...]
+    sampling: evaluate.Sampling
+    folder: EvaluationFolder
+    kind: str
+    name: str
+
+
+class Policy:
+    """A subject and how it is asked; its model is loaded when the first response is missing.
+
+    ``sampling`` is that of every benchmark but for the room that prompts leave; ``notes`` says
+    what differs from what was asked for.
+    """
+
+    def __init__(self, subject: Subject, request: Request, observer: Observer) -> None:
+        from tpcli.policy.load import context_of, load_tokenizer
+
+        trust = subject.trust_remote_code
+        self._subject, self._request, self._observer = subject, request, observer
+        self._tokenizer = load_tokenizer(subject.weights, trust_remote_code=trust)
+        self._context = context_of(subject.weights, trust_remote_code=trust)
+        self._dtype = request.dtype or _best_dtype()
+        self._engine: RolloutEngine | None = None
+        self.sampling = _sampling(subject, request)
+        self.notes: list[str] = []
+
+    def on(self, bench: Benchmark, loaded: Loaded) -> Outcome:
+        """Evaluate on one benchmark, answering from what is stored."""
+        plan, n, regrade = self._plan(bench, loaded), self._request.n, self._request.regrade
+        with plan.folder.alone():
+            result = plan.folder.result(plan.name)
+            lacks = evaluate.missing(plan.folder, plan.items, n)
+            if lacks and regrade:
+                raise NotFoundError(
+                    f"{bench.name}: {len(lacks)} responses of {len(plan.items) * n} are not "
+                    "stored, so there is nothing to grade again",
+                    hint="leave --regrade out to generate them",
+                )
+            if result is None or lacks or regrade:
+                seconds = self._generate(plan) if lacks else 0.0
+                result = self._conclude(plan, seconds)
+        Registry(runs_dir()).index_evaluation(plan.folder.path / plan.name)
+        return Outcome(
+            bench=bench.name,
+            title=bench.spec.title,
+            items=plan.items,
+            summary=summary_of(result),
+            result=result,
+            folder=plan.folder.path,
+            stored=not lacks,
+            made=loaded.made,
+        )
+
+    def _plan(self, bench: Benchmark, loaded: Loaded) -> _Plan:
+        asking = _asking(self._subject, self._request, bench)
+        # Settings are those of all questions: a part of them is stored in the same place.
+        every = self._prompts(bench, loaded, asking)
+        sampling = self._within(bench, every)
+        settings = {
+            "bench": bench.name,
+            "revision": loaded.revision,
+            "questions": loaded.sha256,
+            "policy": self._subject.digest,
+            "engine": ENGINE,
+            "dtype": self._dtype,
+            "chat_template": every.template_hash,
+            "asking": asdict(asking),
+            "sampling": asdict(sampling),
+        }
+        items = first(loaded, self._request.limit)
+        wanted = {item.id for item in items}
+        kind = self._request.verifier or bench.spec.kind
+        part = None if len(items) == len(loaded.items) else len(items)
+        return _Plan(
+            bench=bench,
+            loaded=loaded,
+            items=items,
+            prompts=tuple(p for p in every.prompts if p.question.id in wanted),
+            sampling=sampling,
+            folder=EvaluationFolder(self._subject.base, bench.name, settings),
+            kind=kind,
+            name=result_name(self._request.n, part, kind),
+        )
+
+    def _prompts(self, bench: Benchmark, loaded: Loaded, asking: evaluate.Asking) -> PromptSet:
+        longest = (self._context or 10**9) - 1
+        prompts = evaluate.prompts_of(
+            loaded.items, self._tokenizer, asking, max_prompt_tokens=longest
+        )
+        if prompts.too_long:
+            raise UsageError(
+                f"{bench.name}: {prompts.too_long} of {len(loaded.items)} prompts do not fit into "
+                f"the model's {self._context} tokens",
+                hint="a benchmark without some of its questions is another one: leave it out",
+            )
+        return prompts
+
+    def _within(self, bench: Benchmark, prompts: PromptSet) -> evaluate.Sampling:
+        """The sampling with as many tokens as the model's positions have room for."""
+        if self._context is None:
+            return self.sampling
+        room = self._context - max(len(prompt.tokens) for prompt in prompts.prompts)
+        if room >= self.sampling.max_tokens:
+            return self.sampling
+        self.notes.append(
+            f"{bench.name}: responses end at {room:,} tokens, not {self.sampling.max_tokens:,}: "
+            f"the model's positions end at {self._context:,}"
+        )
+        return replace(self.sampling, max_tokens=room)
+
+    def _generate(self, plan: _Plan) -> float:
+        """Draw what is missing; seconds it took, the loading of the model apart."""
+        plan.folder.begin(plan.loaded.items)
+        engine, began = self._loaded(), time.perf_counter()
+        evaluate.generate(
+            plan.folder,
+            plan.prompts,
+            engine,
+            self._tokenizer,
+            plan.sampling,
+            n=self._request.n,
+            rows=self._request.rows,
+            progress=partial(self._observer.generating, plan.bench.name),
+        )
+        return time.perf_counter() - began
+
+    def _loaded(self) -> RolloutEngine:
+        if self._engine is None:
+            import torch
+
+            from tpcli.policy.load import eos_ids, load_model, pad_id
+            from tpcli.rollout.transformers import TransformersEngine
+
+            self._observer.fetching("loading the model", 0, 0)
+            model: Any
+            model, tokenizer = load_model(
+                self._subject.weights,
+                dtype=self._dtype,
+                trust_remote_code=self._subject.trust_remote_code,
+            )
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            self._engine = TransformersEngine(
+                model,
+                eos_ids=eos_ids(model, tokenizer),
+                pad_id=pad_id(tokenizer),
+                max_rows=max(self._request.rows, evaluate.BLOCK),
+            )
+        return self._engine
+
+    def _conclude(self, plan: _Plan, seconds: float) -> dict[str, Any]:
+        """Grade and store the result."""
+        request, subject = self._request, self._subject
+        self._observer.fetching(f"grading {plan.bench.name}", 0, 0)
+        with Grader(plan.kind) as grader:
+            verdicts = evaluate.grade(
+                plan.folder, plan.items, grader, n=request.n, kind=plan.kind, again=request.regrade
+            )
+        generations = plan.folder.generations()
+        summary = evaluate.summarise(plan.items, generations, verdicts, n=request.n)
+        part = len(plan.items) < len(plan.loaded.items)
+        versions = package_versions()
+        result = {
+            "bench": plan.bench.name,
+            "title": plan.bench.spec.title,
+            "label": subject.label,
+            "run": subject.run.id if subject.run else None,
+            "step": subject.step,
+            "digest": subject.digest,
+            "limit": len(plan.items) if part else None,
+            "verifier": plan.kind,
+            "settings": plan.folder.settings,
+            "settings_key": plan.folder.key,
+            "summary": summary.record(),
+            "seconds": seconds,
+            "created": time.time(),
+            "code": code_identity(),
+            "packages": {k: versions.get(k) for k in ("math-verify", "torch", "transformers")},
+            "machine": machine(),
+        }
+        plan.folder.write_result(plan.name, result)
+        return result
+
+
+def summary_of(result: Mapping[str, Any]) -> evaluate.Summary:
+    """The summary of a stored result."""
+    found, estimate = dict(result["summary"]), stats.Estimate
+    passed = {int(k): estimate(**one) for k, one in found["passed"].items()}
+    averages = {key: estimate(**found[key]) for key in ("avg", "maj")}
+    return evaluate.Summary(**found | averages | {"passed": passed})
+
+
+def _sampling(subject: Subject, request: Request) -> evaluate.Sampling:
+    """Flags over the run's own limit of tokens over the defaults."""
+    usual = evaluate.Sampling(seed=request.seed)
+    if subject.run is not None and subject.recipe is not None:
+        trained = subject.recipe.rollout.max_new_tokens
+        usual = replace(usual, max_tokens=subject.recipe.eval.max_new_tokens or trained)
+    given = {key: getattr(request, key) for key in ("temperature", "top_p", "top_k", "max_tokens")}
+    return replace(usual, **{key: value for key, value in given.items() if value is not None})
+
+
+def _asking(subject: Subject, request: Request, bench: Benchmark) -> evaluate.Asking:
+    """As the benchmark asks, or as the recipe does; thinking is the model's matter."""
+    recipe, thinking = subject.recipe, request.thinking
+    if thinking is None and recipe is not None:
+        thinking = recipe.data.thinking
+    if not request.own_prompt:
+        return evaluate.Asking(system=bench.spec.system, thinking=thinking)
+    if recipe is None:
+        raise UsageError(
+            f"{subject.label} has no recipe whose prompt could be used",
+            hint="--prompt recipe is for runs and recipes",
+        )
+    data = recipe.data
+    examples = tuple((e.question, e.solution) for e in data.examples)
+    return evaluate.Asking(data.system, data.template, examples, thinking)
+
+
+def _best_dtype() -> DtypeName:
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
