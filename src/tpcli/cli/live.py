@@ -62,7 +62,7 @@ def live_panel(view: RunView, width: int) -> Panel:
     else:
         lines += [_step(view, inner), _phase(view, inner), _line()]
         lines += [_schedule(view, inner), _credit(view, inner), *_scalars(view), _line()]
-        lines += [*_curves(view, inner), *_held_out(view, inner), _device(view)]
+        lines += [*_curves(view, inner), *_unjudged(view), *_held_out(view, inner), _device(view)]
     lines += [Text(f"⚠ {warning}", "yellow") for warning in view.warnings]
     return Panel(
         Group(*lines),
@@ -382,6 +382,15 @@ def _accuracies(view: RunView, *, changes: bool) -> list[Part]:
         parts += [" → ", (number(last), "bold")] if step else []
         parts += [f" ({signed(last - first)})"] if step and changes else []
     return parts or ["–"]
+
+
+def _unjudged(view: RunView) -> list[Text]:
+    """Responses that the verifier could not judge; they count as wrong."""
+    found = facts.unjudged(view)
+    if not found:
+        return []
+    shares = ", ".join(f"{status} {percent(share)}" for status, share in found.items())
+    return [_line(_label("verifier"), (f"{shares} of responses", "yellow"))]
 
 
 def _device(view: RunView) -> Text:

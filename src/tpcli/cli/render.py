@@ -209,6 +209,9 @@ def _cost(view: RunView) -> list[tuple[str, str]]:
     speed = _mean(facts.series(view, "speed/tokens_per_s"))
     if speed is not None:
         rows.append(("speed", f"{number(speed)} tokens/s"))
+    lost = ", ".join(f"{status} {percent(share)}" for status, share in facts.unjudged(view).items())
+    if lost:
+        rows.append(("verifier", f"{lost} of responses, counted as wrong"))
     return [*rows, ("run folder", view.folder)]
 
 
@@ -250,6 +253,7 @@ def summary_json(view: RunView) -> dict[str, Any]:
         "phase_shares": facts.phase_shares(view, last=None),
         "peak_memory_gb": facts.peak(view, "memory/peak_gb"),
         "peak_gpu_gb": facts.peak(view, "memory/gpu_gb"),
+        "unjudged": facts.unjudged(view),
         "tokens_per_second": _mean(facts.series(view, "speed/tokens_per_s")),
         "checkpoint": view.checkpoint,
         "folder": view.folder,

@@ -14,7 +14,7 @@ from tpcli.cli.columns import GAP, Column, fitting, joined
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from tpcli.registry.run import Run
+    from tpcli.registry.run import Evaluation, Run
 
 app = typer.Typer(help="List runs, or show one.", invoke_without_command=True)
 
@@ -185,6 +185,7 @@ def sheet(run: Run) -> list[Text]:
     numbers = _numbers(run)
     if numbers:
         lines += [Text(f"{'':18}{'first':>7}{'last':>8}{'change':>9}", "dim"), *numbers, Text()]
+    lines += _evaluations(jobs.evaluations(run))
     lines += _facts(_places(run))
     commands = jobs.next_commands(run)
     return lines + ([Text(), *(Text(f"  {command}") for command in commands)] if commands else [])
@@ -245,6 +246,26 @@ def _numbers(run: Run) -> list[Text]:
             figures = f"{_plain(first):>7}{_plain(last):>8}{signed(last - first):>9}"
             lines.append(Text.assemble((f"{label:<18}", "dim"), figures))
     return lines
+
+
+def _evaluations(found: Sequence[Evaluation]) -> list[Text]:
+    """One line a result, newest first."""
+    from rich.text import Text
+
+    from tpcli.cli.columns import Column
+
+    if not found:
+        return []
+    columns = [
+        Column("bench", [one.bench for one in found], 0),
+        Column("step", [str(one.step) for one in found], 0, right=True),
+        Column("accuracy", [f"avg@{one.n} {_plain(one.value)}" for one in found], 0),
+        Column("95% CI", [f"[{_plain(one.low)}, {_plain(one.high)}]" for one in found], 0),
+        Column("questions", [f"{one.questions:,}" for one in found], 0, right=True),
+        Column("verifier", [one.verifier for one in found], 0),
+    ]
+    rows = [Text(joined(columns, row)) for row in range(len(found))]
+    return [Text(joined(columns, None), "dim"), *rows, Text()]
 
 
 def _places(run: Run) -> list[tuple[str, str]]:

@@ -249,3 +249,13 @@ def followed_signal(view: RunView, signal: SignalName) -> float | None:
         return latest(view, "entropy/all")
     drawn = latest(view, "sampling/accuracy")
     return latest(view, "verdict/correct") if drawn is None else drawn
+
+
+def unjudged(view: RunView) -> dict[str, float]:
+    """Shares of all responses so far that no verifier judged: over the deadline, or crashed."""
+    found = {}
+    for status in ("timeout", "crash"):
+        shares = [v for v in series(view, f"verdict/{status}") if v is not None]
+        if any(shares):
+            found[status] = sum(shares) / len(shares)
+    return found

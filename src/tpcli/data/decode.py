@@ -20,7 +20,7 @@ def response_text(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> 
     them all the same.
     """
     special = set(tokenizer.all_special_ids)
-    marks = {*tokenizer.convert_tokens_to_ids([OPEN, CLOSE])} & special
+    marks = {tokenizer.convert_tokens_to_ids(mark) for mark in (OPEN, CLOSE)} & special
     marks -= {tokenizer.unk_token_id}  # what a tokenizer without such marks answers
     kept = [token for token in tokens if token not in special or token in marks]
     text = tokenizer.decode(kept, skip_special_tokens=False)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from tpcli.errors import UsageError
 
-
 Record = tuple[str, dict[str, Any]]
 """Where a row stands, for messages, and the row itself by column."""
 

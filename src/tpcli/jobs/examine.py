@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tpcli.bench import evaluate, stats
 from tpcli.bench.folder import EvaluationFolder, result_name
@@ -15,12 +15,12 @@ from tpcli.bench.items import Item, Loaded, first
 from tpcli.errors import NotFoundError, UsageError
 from tpcli.jobs.provenance import code_identity, machine, package_versions
 from tpcli.jobs.runs import runs_dir
-from tpcli.names import DtypeName
+from tpcli.names import DtypeName, VerifierName
 from tpcli.registry.store import Registry
 from tpcli.reward.verify import Grader
+from tpcli.types import Question
 
 if TYPE_CHECKING:
-
     from tpcli.bench.spec import Benchmark
     from tpcli.data.prompts import PromptSet
     from tpcli.jobs.subject import Subject
@@ -153,8 +153,11 @@ class Policy:
                     hint="leave --regrade out to generate them",
                 )
             if result is None or lacks or regrade:
-                seconds = self._generate(plan) if lacks else 0.0
-                result = self._conclude(plan, seconds)
+                with Grader(plan.kind, folders=[bench.folder]) as grader:
+                    notes = _unreadable(plan, grader)  # before hours of generating
+                    seconds = self._generate(plan) if lacks else 0.0
+                    result = self._conclude(plan, grader, seconds, notes)
+        self.notes += result["notes"]
         Registry(runs_dir()).index_evaluation(plan.folder.path / plan.name)
         return Outcome(
             bench=bench.name,
@@ -263,14 +266,15 @@ class Policy:
             )
         return self._engine
 
-    def _conclude(self, plan: _Plan, seconds: float) -> dict[str, Any]:
+    def _conclude(
+        self, plan: _Plan, grader: Grader, seconds: float, notes: Sequence[str]
+    ) -> dict[str, Any]:
         """Grade and store the result."""
         request, subject = self._request, self._subject
         self._observer.fetching(f"grading {plan.bench.name}", 0, 0)
-        with Grader(plan.kind) as grader:
-            verdicts = evaluate.grade(
-                plan.folder, plan.items, grader, n=request.n, kind=plan.kind, again=request.regrade
-            )
+        verdicts = evaluate.grade(
+            plan.folder, plan.items, grader, n=request.n, kind=plan.kind, again=request.regrade
+        )
         generations = plan.folder.generations()
         summary = evaluate.summarise(plan.items, generations, verdicts, n=request.n)
         part = len(plan.items) < len(plan.loaded.items)
@@ -287,6 +291,7 @@ class Policy:
             "settings": plan.folder.settings,
             "settings_key": plan.folder.key,
             "summary": summary.record(),
+            "notes": list(notes),
             "seconds": seconds,
             "created": time.time(),
             "code": code_identity(),
@@ -295,6 +300,22 @@ class Policy:
         }
         plan.folder.write_result(plan.name, result)
         return result
+
+
+def _unreadable(plan: _Plan, grader: Grader) -> list[str]:
+    """Right answers that are none to the verifier: their questions can only be wrong.
+
+    Raises:
+        UsageError: a user's own verifier that is not there.
+    """
+    questions = [Question(item.id, item.text, item.gold) for item in plan.items]
+    try:
+        grader.check(questions)
+    except UsageError as error:
+        if plan.kind not in get_args(VerifierName):
+            raise
+        return [f"{plan.bench.name}: {error.message}; these questions can only be wrong"]
+    return []
 
 
 def summary_of(result: Mapping[str, Any]) -> evaluate.Summary:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tpcli.errors import NotFoundError, TpcliError
 from tpcli.registry import folder
-from tpcli.registry.run import Run, read_status
+from tpcli.registry.run import Evaluation, Run, read_status
 from tpcli.registry.store import Registry
 
 ENDED = ("finished", "stopped", "failed", "dead")
@@ -68,13 +68,19 @@ def record(run: Run) -> dict[str, Any]:
 
 
 def details(run: Run) -> dict[str, Any]:
-    """``record`` and what the folder adds: files, checkpoints, how far MLflow is, what to type."""
+    """``record`` and the rest: results on benchmarks, files, checkpoints, MLflow, what to type."""
     return record(run) | {
+        "evaluations": [dataclasses.asdict(one) for one in evaluations(run)],
         "files": files(run),
         "checkpoints": checkpoints(run),
         "mlflow": mlflow(run),
         "next": next_commands(run),
     }
+
+
+def evaluations(run: Run) -> list[Evaluation]:
+    """Its results on benchmarks, newest first."""
+    return Registry(runs_dir()).evaluations(run=run.id)
 
 
 def files(run: Run) -> list[str]:
