@@ -19,6 +19,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from tpcli import names
+from tpcli.bench.items import load
+from tpcli.bench.spec import read
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.scalar import moves
 from tpcli.recipe.schema import Recipe
@@ -196,6 +198,24 @@ def test_a_page_mentions_no_metric_that_a_step_does_not_log(page: Path) -> None:
         w for w in words(page) if re.fullmatch(r"(credit|schedule|mass|reward|length)/\w+", w)
     ]
     assert [name for name in metrics if f'"{name}"' not in code] == []
+
+
+def test_what_the_page_on_evaluation_links_to_exists() -> None:
+    found = links(ROOT / "docs" / "evaluation.md")
+    assert "verifiers.md" in found
+    assert [link for link in found if not (ROOT / "docs" / link).is_file()] == []
+
+
+def test_benchmarks_of_the_page_on_evaluation_load(tmp_path: Path) -> None:
+    """The one that is printed, with rows of its shape, and the one that is linked."""
+    page = ROOT / "docs" / "evaluation.md"
+    [declared] = blocks(page, "toml")
+    (tmp_path / "ours.toml").write_text(declared)
+    (tmp_path / "geometry.jsonl").write_text('{"problem": "Area?", "solution": "\\\\frac{1}{2}"}\n')
+    [item] = load(read(tmp_path / "ours.toml"), seed=0).items
+    assert item.gold == "\\frac{1}{2}"
+    linked = [link for link in links(page) if link.endswith(".toml")]
+    assert [len(load(read(page.parent / link), seed=0).items) for link in linked] == [26]
 
 
 def test_figures_are_those_that_the_pages_show() -> None:

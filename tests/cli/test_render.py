@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 from tests.cli import smooth
 
-from tpcli.cli.render import Display, RunView, plain_line, summary, summary_json
+from tpcli.cli.render import Display, RunView, live_panel, plain_line, summary, summary_json
 
 FINISHED = {"status": "finished", "finished": smooth.STARTED + 20_000}
 
@@ -45,6 +45,20 @@ def test_plain_line() -> None:
         "k7m2xqd · step 412/1000 41% · 2h09m, eta 3h13m · reward .494 · entropy .373 · kl .0066 · "
         "held-out sampled .382, greedy .458"
     )
+
+
+def test_what_no_verifier_judged_is_shown_apart_from_wrong() -> None:
+    """Mean shares over the steps, in the panel, the summary and its JSON; silent where all were."""
+    view = smooth.view(1000, state=FINISHED)
+    assert "verifier" not in printed(summary(view)) + printed(live_panel(smooth.view(), 100))
+    assert summary_json(view)["unjudged"] == {}
+    lost = {"verdict/timeout": 0.02, "verdict/crash": 0.0}
+    metrics = [{**line, **lost} for line in view.metrics]
+    view = dataclasses.replace(view, metrics=metrics)
+    assert "timeout 2% of responses, counted as wrong" in printed(summary(view))
+    assert summary_json(view)["unjudged"] == {"timeout": pytest.approx(0.02)}
+    running = dataclasses.replace(smooth.view(), metrics=metrics[:413])
+    assert "timeout 2% of responses" in printed(live_panel(running, 100))
 
 
 def test_plain_line_before_step_1() -> None:
