@@ -87,7 +87,7 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     commands = {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "}
     assert commands == {
         *("train", "resume", "runs", "logs", "recipe", "schedule"),
-        *("analyse", "replay", "db", "doctor"),
+        *("eval", "bench", "analyse", "replay", "db", "doctor"),
     }
 
 

@@ -189,7 +189,7 @@ def _policy(path: Path, recipe: Recipe, bins: int) -> tuple[Policy, int]:
     import torch
 
     from tpcli.analysis.gradients import check_memory
-    from tpcli.policy.load import load_model
+    from tpcli.policy.load import load_model, pad_id
     from tpcli.policy.model import Policy
 
     model, tokenizer = load_model(
@@ -198,7 +198,7 @@ def _policy(path: Path, recipe: Recipe, bins: int) -> tuple[Policy, int]:
     check_memory(model.num_parameters(), bins, psutil.virtual_memory().available)
     policy = Policy(model, head_chunk=recipe.train.head_chunk)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    return policy, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+    return policy, pad_id(tokenizer)
 
 
 def _temperature(run: Run, recipe: Recipe, step: int) -> float:

@@ -147,24 +147,14 @@ def _modelled(source: str, weights: Path, report: Report, recipe: Recipe | None)
 
 def _initial(recipe: Recipe, whose: str, report: Report) -> Path:
     """The weights before training."""
-    from tpcli.policy.source import resolve as weights_of
-    from tpcli.policy.store import cache_dir
+    from tpcli.train.build import weights
 
     if recipe.warmup is not None:
         raise UsageError(
             f"{whose} begins with a warm-up, whose policy is not kept as a model",
             hint="evaluate a checkpoint: --step of the first one, or the newest",
         )
-    model = recipe.model
-    return weights_of(
-        model.source,
-        cache=cache_dir(),
-        revision=model.revision,
-        sha256=model.sha256,
-        trust_remote_code=model.trust_remote_code,
-        scratch=model.scratch.model_dump() if model.scratch else None,
-        report=report,
-    )
+    return weights(recipe, report)
 
 
 def _digest(weights: Path, report: Report) -> str:

@@ -15,10 +15,11 @@ from tpcli.data.prompts import PromptSet, build_prompts
 from tpcli.data.questions import data_hash, load_questions, split
 from tpcli.errors import UsageError
 from tpcli.optim.adamw import adamw
-from tpcli.policy.load import load_model
+from tpcli.policy.load import eos_ids, load_model
+from tpcli.policy.load import pad_id as filler
 from tpcli.policy.model import Policy
 from tpcli.policy.source import resolve
-from tpcli.policy.store import cache_dir, once, save_model
+from tpcli.policy.store import Report, cache_dir, once, save_model
 from tpcli.recipe.scalar import Scalar, bounds
 from tpcli.recipe.schema import Recipe
 from tpcli.reward.verify import Grader
@@ -64,7 +65,7 @@ def build(
 ) -> tuple[Parts, Data]:
     """Load, warm up and wire everything a run needs."""
     with journal.phase("weights", 0):
-        folder = _weights(recipe, journal)
+        folder = weights(recipe, lambda what, done, total: journal.advance(done, total, what))
         model, tokenizer = load_model(
             folder,
             dtype=recipe.model.dtype,
@@ -74,7 +75,7 @@ def build(
         data = build_data(recipe, tokenizer, grader)
     asking = _asking(recipe, data, tokenizer)
     _check_context(recipe, model, data, asking)
-    pad_id = _pad_id(tokenizer)
+    pad_id = filler(tokenizer)
     if recipe.warmup is not None:
         with journal.phase("warmup", 0):
             model.to(accelerator.device)
@@ -86,7 +87,7 @@ def build(
     learner = _learner(recipe, accelerator, model, pad_id)
     engine = TransformersEngine(
         model,
-        eos_ids=_eos_ids(model, tokenizer),
+        eos_ids=eos_ids(model, tokenizer),
         pad_id=pad_id,
         max_rows=recipe.rollout.max_rows,
     )
@@ -188,7 +189,8 @@ def _asking(recipe: Recipe, data: Data, tokenizer: PreTrainedTokenizerBase) -> A
     )
 
 
-def _weights(recipe: Recipe, journal: Journal) -> Path:
+def weights(recipe: Recipe, report: Report) -> Path:
+    """The folder of the weights that the recipe names, before any warm-up."""
     section = recipe.model
     return resolve(
         section.source,
@@ -197,7 +199,7 @@ def _weights(recipe: Recipe, journal: Journal) -> Path:
         sha256=section.sha256,
         trust_remote_code=section.trust_remote_code,
         scratch=section.scratch.model_dump() if section.scratch else None,
-        report=lambda what, done, total: journal.advance(done, total, what),
+        report=report,
     )
 
 
@@ -323,26 +325,6 @@ def _prefix_of(recipe: Recipe) -> Scalar:
     """How much of each worked solution is given."""
     key = recipe.credit.magnitudes().get("expert_prefix")
     return recipe.scalars()[key] if key else 0.0
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a response: the tokenizer's and the generation config's."""
-    config = getattr(model, "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
-    ids = set(listed if isinstance(listed, list) else [listed]) | {tokenizer.eos_token_id}
-    found = sorted(i for i in ids if isinstance(i, int))
-    if not found:
-        raise UsageError(
-            "the model names no end-of-sequence token, so no response could end",
-            hint="set eos_token in its tokenizer_config.json",
-        )
-    return found
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """A filler; masks come from lengths, so any id serves."""
-    pad = tokenizer.pad_token_id
-    return pad if isinstance(pad, int) else 0
 
 
 def device_facts(accelerator: Accelerator) -> dict[str, Any]:
