@@ -144,7 +144,7 @@ class Policy:
         """Evaluate on one benchmark, answering from what is stored."""
         plan, n, regrade = self._plan(bench, loaded), self._request.n, self._request.regrade
         with plan.folder.alone():
-            result = plan.folder.result(plan.name)
+            result = _usable(plan.folder.result(plan.name))
             lacks = evaluate.missing(plan.folder, plan.items, n)
             if lacks and regrade:
                 raise NotFoundError(
@@ -316,6 +316,14 @@ def _unreadable(plan: _Plan, grader: Grader) -> list[str]:
             raise
         return [f"{plan.bench.name}: {error.message}; these questions can only be wrong"]
     return []
+
+
+def _usable(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A stored result, unless another version wrote it in another form: that is summed up anew."""
+    try:
+        return result if result and summary_of(result) and "notes" in result else None
+    except (KeyError, TypeError):
+        return None
 
 
 def summary_of(result: Mapping[str, Any]) -> evaluate.Summary:
