@@ -23,7 +23,7 @@ WIDTH = 16
 CONSTANT = 3.0
 
 
-def boxer(folder: Path, *, seed: int = 0, alphabet: str | None = None, ends: float = 0.0) -> Path:
+def boxer(folder: Path, *, seed: int = 0, alphabet: str | None = None, ends: float = 2.0) -> Path:
     """Save the model in ``folder``.
 
     Args:
@@ -51,11 +51,12 @@ def boxer(folder: Path, *, seed: int = 0, alphabet: str | None = None, ends: flo
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
     told = torch.full((len(tokenizer),), -2.5)
-    told[tokenizer.convert_tokens_to_ids(PIECES)] = 0.0
+    told[tokenizer.convert_tokens_to_ids(PIECES)] = 1.0
     told[tokenizer.eos_token_id] = ends
     told[[tokenizer.bos_token_id, tokenizer.pad_token_id]] = -30.0
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 0] = CONSTANT
+        model.get_output_embeddings().weight *= 0.5
         model.get_output_embeddings().weight[:, 0] = told / CONSTANT
     with quiet():
         save_model(model, tokenizer, folder)
