@@ -21,7 +21,7 @@ from tpcli.recipe.sections import DataSection
 SUMS = {"kind": "int", "answer": "{answer}"}
 PICK = {"kind": "choice", "choices": "{all}", "right": "{place}"}
 NO_TEXT = [
-    *(None, True, False, 0.5, float("nan"), float("inf")),
+    *(None, True, False, float("nan"), float("inf")),
     *({}, {"a": 1}, [], [1], [["a"]], ["a", None], "", " \n", "\ud800"),
 ]
 EASY = "rg:chain_sum?min_terms=2&max_terms=3&min_digits=1&max_digits=2"
@@ -152,6 +152,14 @@ def test_equal_questions_have_ids_of_their_own(tmp_path: Path) -> None:
     ids = [item.id for item in load(bench(tmp_path, rows, **PICK), seed=0).items]
     assert ids == [ids[0], ids[1], f"{ids[0]}-2", f"{ids[0]}-3"]
     assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "gold"), [(0.5, "0.5"), (27.0, "27"), (-3, "-3"), (1e-5, "1e-05")]
+)
+def test_numbers_are_answers(tmp_path: Path, value: float, gold: str) -> None:
+    (item,) = load(bench(tmp_path, [{"question": "?", "answer": value}], **SUMS), seed=0).items
+    assert item.gold == gold
 
 
 @pytest.mark.parametrize("column", ["question", "answer"])

@@ -279,3 +279,85 @@ def test_creating_the_store_prints_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", SILENT, str(run_dir)], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("3\n", "", 0)
+
+
+def result(base: Path, value: float, *, created: float, **more: Any) -> None:
+    """Write the result of an evaluation below a run's or a model's folder."""
+    path = base / "evals" / f"aime24-{created:g}" / "result-n8-int.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "n": 8,
+        "avg": {"value": value, "low": 0.125, "high": 1.0},
+        "maj": {"value": 0.5},
+        "passed": {"1": {"value": value}, "8": {"value": 0.75}},
+        "truncated": 0.125,
+        "shares": {"no_answer": 0.0, "timeout": 0.0, "crash": 0.0},
+    }
+    told = {"bench": "aime24", "step": None, "limit": None, "created": created}
+    path.write_text(json.dumps(told | {"summary": summary} | more))
+
+
+class TestEvaluations:
+    def test_whole_benchmarks_oldest_first(self, tmp_path: Path) -> None:
+        result(tmp_path, 0.25, created=20.0, step=6)
+        result(tmp_path, 0.5, created=10.0, bench="rg:a", step=None)
+        result(tmp_path, 1.0, created=5.0, limit=3)
+        first, second = mirror.evaluations(tmp_path)
+        assert (first[:2], second[:2]) == ((0, 10.0), (6, 20.0))
+        assert first[2]["bench/rg:a/avg_8"] == 0.5
+        assert second[2] == {
+            "bench/aime24/avg_8": 0.25,
+            "bench/aime24/maj_8": 0.5,
+            "bench/aime24/pass_1": 0.25,
+            "bench/aime24/pass_8": 0.75,
+            "bench/aime24/truncated": 0.125,
+            "bench/aime24/no_answer": 0.0,
+            "bench/aime24/timeout": 0.0,
+            "bench/aime24/crash": 0.0,
+            "bench/aime24/avg_8_low": 0.125,
+            "bench/aime24/avg_8_high": 1.0,
+        }
+
+    def test_comparisons_too(self, tmp_path: Path) -> None:
+        """A p that does not exist is left out."""
+        (tmp_path / "evals").mkdir()
+        one = {"bench": "aime24", "paired": {"difference": -0.25}, "p_holm": None}
+        two = {"bench": "aime25", "paired": {"difference": 0.5}, "p_holm": 0.03}
+        told = {"step": 6, "created": 7.0, "benches": [one, two]}
+        (tmp_path / "evals" / "versus-a-b-n8-c.json").write_text(json.dumps(told))
+        assert mirror.evaluations(tmp_path) == [
+            (6, 7.0, {"bench/aime24/vs_difference": -0.25}),
+            (6, 7.0, {"bench/aime25/vs_difference": 0.5, "bench/aime25/vs_p_holm": 0.03}),
+        ]
+
+    def test_a_run_has_them_at_the_checkpoints_step_once(self, store: Store) -> None:
+        result(store.run_dir, 0.25, created=20.0, step=6)
+        for _ in range(2):
+            store.sync()
+            assert store.history("bench/aime24/avg_8") == [(6, 0.25)]
+        result(store.run_dir, 0.375, created=30.0, step=4)
+        result(store.run_dir, 0.25, created=40.0, step=6)  # graded again, to the same end
+        store.sync()
+        store.sync()
+        assert store.history("bench/aime24/avg_8") == [(4, 0.375), (6, 0.25)]
+        assert store.history("bench/aime24/pass_8") == [(4, 0.75), (6, 0.75)]
+        assert store.steps() == [1, 2, 3, 4, 5, 6]
+
+    def test_a_model_has_a_run_of_its_own(self, store: Store) -> None:
+        model_dir = store.runs_dir / "models" / "some-model"
+        result(model_dir, 0.25, created=20.0)
+        for _ in range(2):
+            assert mirror.sync_model(model_dir, "some/model") is None
+        [run] = store.runs()
+        assert (run.info.run_name, run.info.status) == ("some/model", "FINISHED")
+        assert run.data.tags["tpcli.run"] == "model:some-model"
+        assert store.history("bench/aime24/avg_8") == [(0, 0.25)]
+
+    def test_what_goes_wrong_is_one_line(self, tmp_path: Path) -> None:
+        model_dir = tmp_path / "models" / "some-model"
+        result(model_dir, 0.25, created=20.0)
+        (tmp_path / "mlflow.db").mkdir()
+        told = mirror.sync_model(model_dir, "some/model")
+        assert told is not None
+        assert "cannot be written" in told
+        assert "\n" not in told

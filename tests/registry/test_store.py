@@ -315,3 +315,147 @@ def test_sixteen_writers_lose_nothing(tmp_path: Path) -> None:
     runs = Registry(tmp_path).list()
     assert len(runs) == 16 * 6
     assert {run.step for run in runs} == {2}
+
+
+class TestEvaluations:
+    """Results of benchmarks: indexed one by one, and found again in the folders."""
+
+    def result(self, base: Path, name: str = "result-n8-int.json", **more: Any) -> Path:
+        """Write the result of an evaluation below ``base``, a run's or a model's folder."""
+        path = base / "evals" / "aime24-0123456789" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        estimate = {"value": 0.25, "se": None, "low": 0.125, "high": 0.5}
+        result = {
+            "bench": "aime24",
+            "label": "tiny · step 6",
+            "run": None,
+            "step": None,
+            "digest": "d" * 64,
+            "limit": None,
+            "verifier": "int",
+            "settings": {"sampling": {"seed": 7}},
+            "settings_key": "0123456789",
+            "summary": {
+                "n": 8,
+                "correct": {"a": 2, "b": 2},
+                "avg": estimate,
+                "maj": estimate | {"value": 0.5},
+                "passed": {"1": estimate, "8": estimate | {"value": 0.75}},
+                "shares": {"no_answer": 0.0625, "timeout": 0.125, "crash": 0.25},
+                "truncated": 0.75,
+                "tokens": 12.5,
+            },
+            "created": 100.0,
+        }
+        path.write_text(json.dumps(result | more))
+        return path
+
+    def test_a_row_holds_what_the_file_says(self, tmp_path: Path) -> None:
+        registry = Registry(tmp_path)
+        run_dir = make_run(tmp_path, "aaaaaaa")
+        registry.index_evaluation(self.result(run_dir, run="aaaaaaa", step=6, limit=2))
+        [one] = registry.evaluations()
+        assert one.path == "aaaaaaa/evals/aime24-0123456789/result-n8-int.json"
+        assert (one.run, one.step, one.limit, one.seed) == ("aaaaaaa", 6, 2, 7)
+        assert (one.bench, one.n, one.questions, one.verifier) == ("aime24", 8, 2, "int")
+        assert (one.value, one.se, one.low, one.high, one.maj) == (0.25, None, 0.125, 0.5, 0.5)
+        assert (one.truncated, one.no_answer, one.tokens) == (0.75, 0.0625, 12.5)
+        assert (one.timeout, one.crash, one.passed) == (0.125, 0.25, {"1": 0.25, "8": 0.75})
+        assert (one.settings, one.digest, one.created) == ("0123456789", "d" * 64, 100.0)
+
+    def versus(self, base: Path, created: float = 5.0) -> Path:
+        """Write a comparison on two benchmarks below ``base``."""
+        path = base / "evals" / "versus-0123456789-abcdefabcd-n8-fedcba.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paired = {"difference": 0.125, "se": None, "low": None, "high": None, "p_t": None}
+        paired |= {"p_sign_flip": 0.5, "smallest_p": 0.25}
+        solved = {"only_new": 3, "lost": 1, "both": 2, "neither": 4}
+        benches = [
+            {"bench": name, "old": {}, "paired": paired, "solved": solved, "p_holm": 0.75}
+            for name in ("aime24", "aime25")
+        ]
+        whose = {"label": "tiny", "other": "base", "run": "aaaaaaa", "step": 6}
+        path.write_text(json.dumps(whose | {"created": created, "benches": benches}))
+        return path
+
+    def test_a_comparison_is_a_row_a_benchmark_and_comes_back_from_its_file(
+        self, tmp_path: Path
+    ) -> None:
+        registry = Registry(tmp_path)
+        run_dir = make_run(tmp_path, "aaaaaaa")
+        registry.index_comparison(self.versus(run_dir))
+        registry.index_comparison(self.versus(run_dir, created=6.0))
+        first, second = registry.comparisons()
+        assert (first.bench, second.bench) == ("aime24", "aime25")
+        assert (first.label, first.other, first.run, first.step) == ("tiny", "base", "aaaaaaa", 6)
+        assert (first.difference, first.p_t, first.p_holm, first.p_sign_flip) == (
+            *(0.125, None, 0.75, 0.5),
+        )
+        assert (first.only_new, first.lost, first.both, first.neither) == (3, 1, 2, 4)
+        assert first.created == 6.0
+        registry.path.unlink()
+        assert registry.comparisons() == [first, second]
+        self.versus(run_dir).unlink()
+        registry.rebuild()
+        assert registry.comparisons() == []
+
+    def test_indexing_again_follows_the_file(self, tmp_path: Path) -> None:
+        registry = Registry(tmp_path)
+        for created in (1.0, 2.0):
+            registry.index_evaluation(self.result(tmp_path / "models" / "m", created=created))
+        assert [one.created for one in registry.evaluations()] == [2.0]
+
+    def test_newest_first_and_by_run_or_bench(self, tmp_path: Path) -> None:
+        registry = Registry(tmp_path)
+        run_dir = make_run(tmp_path, "aaaaaaa")
+        registry.index_evaluation(self.result(run_dir, "result-1.json", run="aaaaaaa", created=1))
+        registry.index_evaluation(self.result(run_dir, "result-2.json", run="aaaaaaa", created=3))
+        model = tmp_path / "models" / "m"
+        registry.index_evaluation(self.result(model, bench="gpqa-diamond", created=2))
+        assert [one.created for one in registry.evaluations()] == [3, 2, 1]
+        assert [one.created for one in registry.evaluations(run="aaaaaaa")] == [3, 1]
+        assert [one.created for one in registry.evaluations(bench="gpqa-diamond")] == [2]
+        assert registry.evaluations(run="aaaaaaa", bench="gpqa-diamond") == []
+
+    def test_reading_creates_nothing(self, tmp_path: Path) -> None:
+        assert Registry(tmp_path / "runs").evaluations() == []
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_lost_database_comes_back_also_without_runs(self, tmp_path: Path) -> None:
+        self.result(tmp_path / "models" / "m")
+        self.result(make_run(tmp_path, "aaaaaaa"), run="aaaaaaa")
+        before = Registry(tmp_path).evaluations()
+        assert [one.run for one in before] == ["aaaaaaa", None]
+        Registry(tmp_path).path.unlink()
+        assert Registry(tmp_path).evaluations() == before
+
+    def test_rebuild_skips_reports_and_forgets(self, tmp_path: Path) -> None:
+        registry, model = Registry(tmp_path), tmp_path / "models" / "m"
+        kept, broken, gone = (self.result(model, f"result-{i}.json") for i in range(3))
+        for path in (kept, broken, gone):
+            registry.index_evaluation(path)
+        broken.write_text('{"summary": {}}')
+        gone.unlink()
+        reported: list[str] = []
+        assert registry.rebuild(reported.append) == 0
+        assert [Path(one.path).name for one in registry.evaluations()] == ["result-0.json"]
+        [message] = reported
+        assert "result-1.json: no 'avg'" in message
+
+    def test_a_broken_result_is_named(self, tmp_path: Path) -> None:
+        path = self.result(tmp_path / "models" / "m")
+        path.write_text("{")
+        with pytest.raises(BrokenFolderError, match=r"result-n8-int\.json"):
+            Registry(tmp_path).index_evaluation(path)
+
+    def test_check_compares_rows_and_files(self, tmp_path: Path) -> None:
+        registry, model = Registry(tmp_path), tmp_path / "models" / "m"
+        first = self.result(model)
+        registry.index_evaluation(first)
+        assert registry.check() == []
+        first.rename(first.with_name("result-n9-int.json"))
+        place = "models/m/evals/aime24-0123456789"
+        assert registry.check() == [
+            f"{place}/result-n8-int.json has no file",
+            f"{place}/result-n9-int.json is not indexed",
+        ]

@@ -176,10 +176,15 @@ def grade(
     """A verdict on every stored sample of ``items``, whole responses always.
 
     Args:
-        kind: the name that verdicts are stored under.
+        kind: the name that verdicts are stored under: the verifier's, with its version.
         again: also those that have a verdict already.
     """
-    have = {} if again else folder.verdicts(kind)
+    # A response that could not be judged for want of time or memory gets another chance.
+    have = {
+        place: verdict
+        for place, verdict in folder.verdicts(kind).items()
+        if not again and verdict.status not in ("timeout", "crash")
+    }
     stored = folder.generations()
     gold = {item.id: item.gold for item in items}
     wanted = [(item.id, j) for item in items for j in range(n)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 import random
 import re
 from collections import Counter
@@ -317,9 +318,11 @@ def _text(value: Any, column: str, where: str) -> str:
         return ", ".join(_bare(one) for one in value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        value = repr(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise UsageError(
-            f'{where}: column "{column}" is {value!r:.40}, not text or a whole number',
+            f'{where}: column "{column}" is {value!r:.40}, not text or a number',
             hint="correct that row, or name another column",
         )
     return str(value)

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from tpcli.errors import BenchmarkError, Fault, UsageError
-from tpcli.names import VerifierName
+from tpcli.names import OWN_VERIFIER, VerifierName
 from tpcli.recipe.positions import dotted, scan
 
 SETS = Path(__file__).parent / "sets"
@@ -58,7 +58,7 @@ class Spec(BaseModel):
     """Questions there must be; required for a hub set. For rg://, how many to make."""
     settings: dict[str, Any] = {}
     """Settings of a reasoning-gym task."""
-    kind: VerifierName | Annotated[str, Field(pattern=r"^[\w.]+:[\w.-]+$")]
+    kind: VerifierName | Annotated[str, Field(pattern=OWN_VERIFIER)]
     """How answers are compared; see docs/verifiers.md."""
     question: str = "{question}"
     """Template of the question."""
@@ -253,7 +253,7 @@ def _faults(error: ValidationError, text: str, path: Path) -> list[Fault]:
         elif one["type"] == "missing":
             message = "is required"
         elif key == "kind":
-            words = VerifierName.__args__  # type: ignore[attr-defined]
+            words = get_args(VerifierName)
             near = get_close_matches(str(one["input"]), words, n=1)
             message = f'"{one["input"]}" is not one of {", ".join(words)} or MODULE:FUNCTION'
             hint = f'did you mean "{near[0]}"?' if near else ""

@@ -84,7 +84,9 @@ def evaluate(
     regrade: Annotated[
         bool, typer.Option("--regrade", help="Grade what is stored again; generate nothing.")
     ] = False,
-    rows: Annotated[int, typer.Option(min=1, help="Responses decoded at once.")] = 64,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Responses decoded at once. [by free memory]")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16. [bfloat16 on a GPU]")
     ] = None,
@@ -131,6 +133,7 @@ def _benches(options: Sequence[str] | None) -> tuple[str, ...]:
     from tpcli.errors import UsageError
 
     names = [name.strip() for option in options or () for name in option.split(",")]
+    names = [name for name in names if name]
     if not names:
         raise UsageError("--bench says on what", hint="--bench aime,gpqa; tpcli bench ls has more")
     return tuple(names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +13,10 @@ from tpcli.bench import evaluate, spec, stats
 from tpcli.bench.items import Loaded, load
 from tpcli.errors import OfflineError, UsageError
 from tpcli.jobs.examine import Observer, Outcome, Policy, Request
+from tpcli.jobs.runs import runs_dir
 from tpcli.jobs.subject import Subject, resolve
+from tpcli.registry.folder import write_json_atomic
+from tpcli.registry.store import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +66,35 @@ def run(request: Request, observer: Observer) -> Evaluated:
     done = Evaluated(subject, policy.sampling, outcomes, mean, notes=tuple(policy.notes))
     if request.vs is None:
         return done
+    policy.release()  # two models at once may not fit
     other = resolve(request.vs, step=None, report=observer.fetching)
     rival = Policy(other, replace(request, **_settled(policy.sampling)), observer)
     others = tuple(rival.on(bench, one) for bench, one in zip(benches, loaded, strict=True))
+    against = _against(outcomes, others)
+    _remember(subject, other, against, request.n)
     return replace(
         done,
         other=other,
         others=others,
-        against=_against(outcomes, others),
+        against=against,
         notes=(*done.notes, *rival.notes),
     )
+
+
+def _remember(subject: Subject, other: Subject, against: Sequence[Against], n: int) -> None:
+    """Store the comparison beside the evaluations; of the same benchmarks the newest counts."""
+    asked = hashlib.sha256("\0".join(one.bench for one in against).encode()).hexdigest()
+    path = subject.base / f"versus-{subject.digest[:10]}-{other.digest[:10]}-n{n}-{asked[:6]}.json"
+    record = {
+        "label": subject.label,
+        "other": other.label,
+        "run": subject.run.id if subject.run else None,
+        "step": subject.step,
+        "created": time.time(),
+        "benches": [asdict(one) for one in against],
+    }
+    write_json_atomic(path, record)
+    Registry(runs_dir()).index_comparison(path)
 
 
 def _settled(sampling: evaluate.Sampling) -> dict[str, Any]:
@@ -82,7 +106,8 @@ def _against(new: Sequence[Outcome], old: Sequence[Outcome]) -> tuple[Against, .
     pairs = [
         stats.paired(ours.shares(), theirs.shares()) for ours, theirs in zip(new, old, strict=True)
     ]
-    adjusted = stats.holm([pair.p_t for pair in pairs])
+    # Where all differences are equal there is no t test; the exact one stands in for it.
+    adjusted = stats.holm([p.p_sign_flip if p.p_t is None else p.p_t for p in pairs])
     return tuple(
         Against(
             bench=ours.bench,
@@ -112,7 +137,7 @@ def _benches(request: Request) -> list[spec.Benchmark]:
     names = [bench.name for bench in benches]
     files = dict[str, Path]()
     for name, path in request.files.items():
-        members = spec.members(name)
+        members = [name] if name in names else spec.members(name)
         if path.is_dir():
             files |= {member: _in_folder(path, member) for member in members}
         elif len(members) > 1:

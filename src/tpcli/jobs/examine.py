@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tpcli.bench import evaluate, stats
 from tpcli.bench.folder import EvaluationFolder, result_name
 from tpcli.bench.items import Item, Loaded, first
-from tpcli.errors import NotFoundError, UsageError
+from tpcli.errors import NotFoundError, TpcliError, UsageError
 from tpcli.jobs.provenance import code_identity, machine, package_versions
 from tpcli.jobs.runs import runs_dir
 from tpcli.names import DtypeName, VerifierName
@@ -21,6 +22,8 @@ from tpcli.reward.verify import Grader
 from tpcli.types import Question
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from tpcli.bench.spec import Benchmark
     from tpcli.data.prompts import PromptSet
     from tpcli.jobs.subject import Subject
@@ -40,7 +43,7 @@ class Request:
         n: samples a question.
         limit: questions a benchmark.
         own_prompt: ask as the run's recipe does: its system message, template and examples.
-        rows: responses decoded at once.
+        rows: responses decoded at once; None is as many as memory has room for, up to 64.
         verifier: in place of the benchmark's own.
         regrade: grade what is stored again; generate nothing.
     """
@@ -59,7 +62,7 @@ class Request:
     max_tokens: int | None = None
     thinking: bool | None = None
     own_prompt: bool = False
-    rows: int = 64
+    rows: int | None = None
     dtype: DtypeName | None = None
     verifier: str | None = None
     regrade: bool = False
@@ -120,6 +123,11 @@ class _Plan:
     kind: str
     name: str
 
+    @property
+    def verifier(self) -> str:
+        """The verifier and its version: what another one said is graded anew."""
+        return f"{self.kind} by {code_identity()}, math-verify {version('math-verify')}"
+
 
 class Policy:
     """A subject and how it is asked; its model is loaded when the first response is missing.
@@ -136,7 +144,7 @@ class Policy:
         self._tokenizer = load_tokenizer(subject.weights, trust_remote_code=trust)
         self._context = context_of(subject.weights, trust_remote_code=trust)
         self._dtype = request.dtype or _best_dtype()
-        self._engine: RolloutEngine | None = None
+        self._model: PreTrainedModel | None = None
         self.sampling = _sampling(subject, request)
         self.notes: list[str] = []
 
@@ -145,6 +153,8 @@ class Policy:
         plan, n, regrade = self._plan(bench, loaded), self._request.n, self._request.regrade
         with plan.folder.alone():
             result = _usable(plan.folder.result(plan.name))
+            if result is not None and not _settled(result, plan):
+                result = None
             lacks = evaluate.missing(plan.folder, plan.items, n)
             if lacks and regrade:
                 raise NotFoundError(
@@ -230,41 +240,66 @@ class Policy:
     def _generate(self, plan: _Plan) -> float:
         """Draw what is missing; seconds it took, the loading of the model apart."""
         plan.folder.begin(plan.loaded.items)
-        engine, began = self._loaded(), time.perf_counter()
-        evaluate.generate(
-            plan.folder,
-            plan.prompts,
-            engine,
-            self._tokenizer,
-            plan.sampling,
-            n=self._request.n,
-            rows=self._request.rows,
-            progress=partial(self._observer.generating, plan.bench.name),
-        )
+        model = self._loaded()
+        longest = max(len(prompt.tokens) for prompt in plan.prompts) + plan.sampling.max_tokens
+        rows = self._request.rows or _rows(model, longest)
+        began = time.perf_counter()
+        try:
+            evaluate.generate(
+                plan.folder,
+                plan.prompts,
+                self._engine(model, rows),
+                self._tokenizer,
+                plan.sampling,
+                n=self._request.n,
+                rows=rows,
+                progress=partial(self._observer.generating, plan.bench.name),
+            )
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in f"{type(error).__name__} {error}".lower():
+                raise
+            raise TpcliError(
+                f"{plan.bench.name}: {rows} responses of up to {plan.sampling.max_tokens:,} tokens "
+                "do not fit into memory at once; those that were done are stored",
+                hint=f"--rows {max(rows // 2, 1)}, or a smaller --max-tokens",
+            ) from error
         return time.perf_counter() - began
 
-    def _loaded(self) -> RolloutEngine:
-        if self._engine is None:
+    def release(self) -> None:
+        """Give the model's memory back."""
+        import torch
+
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _engine(self, model: PreTrainedModel, rows: int) -> RolloutEngine:
+        from tpcli.policy.load import eos_ids, pad_id
+        from tpcli.rollout.transformers import TransformersEngine
+
+        return TransformersEngine(
+            model,
+            eos_ids=eos_ids(model, self._tokenizer),
+            pad_id=pad_id(self._tokenizer),
+            max_rows=rows,
+        )
+
+    def _loaded(self) -> PreTrainedModel:
+        if self._model is None:
             import torch
 
-            from tpcli.policy.load import eos_ids, load_model, pad_id
-            from tpcli.rollout.transformers import TransformersEngine
+            from tpcli.policy.load import load_model
 
             self._observer.fetching("loading the model", 0, 0)
             model: Any
-            model, tokenizer = load_model(
+            model, _ = load_model(
                 self._subject.weights,
                 dtype=self._dtype,
                 trust_remote_code=self._subject.trust_remote_code,
             )
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            self._engine = TransformersEngine(
-                model,
-                eos_ids=eos_ids(model, tokenizer),
-                pad_id=pad_id(tokenizer),
-                max_rows=max(self._request.rows, evaluate.BLOCK),
-            )
-        return self._engine
+            self._model = model
+        return self._model
 
     def _conclude(
         self, plan: _Plan, grader: Grader, seconds: float, notes: Sequence[str]
@@ -272,8 +307,14 @@ class Policy:
         """Grade and store the result."""
         request, subject = self._request, self._subject
         self._observer.fetching(f"grading {plan.bench.name}", 0, 0)
+        own = plan.kind not in get_args(VerifierName)  # may have been edited since
         verdicts = evaluate.grade(
-            plan.folder, plan.items, grader, n=request.n, kind=plan.kind, again=request.regrade
+            plan.folder,
+            plan.items,
+            grader,
+            n=request.n,
+            kind=plan.verifier,
+            again=request.regrade or own,
         )
         generations = plan.folder.generations()
         summary = evaluate.summarise(plan.items, generations, verdicts, n=request.n)
@@ -288,6 +329,7 @@ class Policy:
             "digest": subject.digest,
             "limit": len(plan.items) if part else None,
             "verifier": plan.kind,
+            "verified_by": plan.verifier,
             "settings": plan.folder.settings,
             "settings_key": plan.folder.key,
             "summary": summary.record(),
@@ -321,9 +363,17 @@ def _unreadable(plan: _Plan, grader: Grader) -> list[str]:
 def _usable(result: dict[str, Any] | None) -> dict[str, Any] | None:
     """A stored result, unless another version wrote it in another form: that is summed up anew."""
     try:
-        return result if result and summary_of(result) and "notes" in result else None
+        return result if result and summary_of(result) and "verified_by" in result else None
     except (KeyError, TypeError):
         return None
+
+
+def _settled(result: Mapping[str, Any], plan: _Plan) -> bool:
+    """Whether grading again could change nothing: the same built-in verifier of the same version,
+    and no response that it could not judge for want of time."""
+    shares = result["summary"]["shares"]
+    same = result["verified_by"] == plan.verifier and plan.kind in get_args(VerifierName)
+    return bool(same and not shares["timeout"] and not shares["crash"])
 
 
 def summary_of(result: Mapping[str, Any]) -> evaluate.Summary:
@@ -359,6 +409,20 @@ def _asking(subject: Subject, request: Request, bench: Benchmark) -> evaluate.As
     data = recipe.data
     examples = tuple((e.question, e.solution) for e in data.examples)
     return evaluate.Asking(data.system, data.template, examples, thinking)
+
+
+def _rows(model: PreTrainedModel, longest: int) -> int:
+    """A power of two of responses, 64 at most, whose keys and values fill half of free memory."""
+    import psutil
+    import torch
+
+    from tpcli.policy.load import cache_bytes
+
+    free: int = psutil.virtual_memory().available
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    room = int(free / 2 / (cache_bytes(model) * longest))
+    return min(64, 1 << max(room.bit_length() - 1, 0))
 
 
 def _best_dtype() -> DtypeName:

@@ -118,9 +118,16 @@ def evaluations(folder_: Path) -> list[tuple[int, float, dict[str, float]]]:
             f"{name}/maj_{summary['n']}": summary["maj"]["value"],
             **{f"{name}/pass_{k}": one["value"] for k, one in summary["passed"].items()},
             f"{name}/truncated": summary["truncated"],
-            f"{name}/no_answer": summary["shares"]["no_answer"],
+            **{f"{name}/avg_{summary['n']}_{end}": summary["avg"][end] for end in ("low", "high")},
+            **{f"{name}/{s}": summary["shares"][s] for s in ("no_answer", "timeout", "crash")},
         }
         found.append((int(result["step"] or 0), float(result["created"]), values))
+    for path in folder_.glob("evals/versus-*.json"):
+        versus = folder.read_json(path)
+        for one in versus["benches"]:
+            told = {"difference": one["paired"]["difference"], "p_holm": one["p_holm"]}
+            values = {f"bench/{one['bench']}/vs_{k}": v for k, v in told.items() if v is not None}
+            found.append((int(versus["step"] or 0), float(versus["created"]), values))
     return sorted(found, key=lambda one: one[1])
 
 

@@ -22,6 +22,8 @@ EVALUATIONS = "evals"
 """Folder of a run, or of a model, that holds its evaluations."""
 MODELS = "models"
 """Folder below the runs folder for what belongs to no run."""
+POLICY_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""What of a model's folder decides what it says."""
 _MODEL = re.compile(r"[\w.-]+/[\w.-]+|pypi:.*|[./~].*")
 
 Report = Callable[[str, float, float], None]
@@ -34,7 +36,7 @@ class Subject:
     Attributes:
         label: what it is called on screens.
         weights: folder that transformers loads.
-        digest: SHA-256 over the weights; two subjects with equal weights are one and the same.
+        digest: SHA-256 over the files that decide what it says; equal ones are one and the same.
         base: folder of its evaluations.
         run, step: of a run's checkpoint; step 0 is the policy before training.
         recipe: the run's, or the one that was named.
@@ -158,9 +160,9 @@ def _initial(recipe: Recipe, whose: str, report: Report) -> Path:
 
 
 def _digest(weights: Path, report: Report) -> str:
-    """SHA-256 over the safetensors files, by name."""
+    """SHA-256 over weights, configs, tokenizer and chat template, by name."""
     whole = hashlib.sha256()
-    paths = sorted(weights.glob("*.safetensors"))
+    paths = sorted(p for suffix in POLICY_FILES for p in weights.glob(f"*{suffix}"))
     total = sum(path.stat().st_size for path in paths)
     read = 0
     for path in paths:

@@ -99,6 +99,14 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return pad if isinstance(pad, int) else 0
 
 
+def cache_bytes(model: PreTrainedModel) -> int:
+    """Bytes that the keys and values of one token take, over all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
+
+
 def context_of(folder: Path, *, trust_remote_code: bool) -> int | None:
     """Tokens that the positions of the model in ``folder`` reach; None where it does not say."""
     from transformers import AutoConfig

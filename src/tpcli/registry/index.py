@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from tpcli.names import RunStatus
 from tpcli.registry import folder
-from tpcli.registry.models import EvaluationRow, RunRow
+from tpcli.registry.models import ComparisonRow, EvaluationRow, RunRow
 
 HISTORY = 24
 """Values kept of the reward's course."""
@@ -54,10 +54,29 @@ def evaluation_of(runs_dir: Path, path: Path) -> EvaluationRow:
         **{key: average[key] for key in ("value", "se", "low", "high")},
         maj=float(summary["maj"]["value"]),
         truncated=float(summary["truncated"]),
-        no_answer=float(summary["shares"]["no_answer"]),
+        **{key: float(summary["shares"][key]) for key in ("no_answer", "timeout", "crash")},
+        passed={str(k): float(one["value"]) for k, one in summary["passed"].items()},
         tokens=float(summary["tokens"]),
         created=float(result["created"]),
     )
+
+
+def comparisons_of(runs_dir: Path, path: Path) -> list[ComparisonRow]:
+    """Read a comparison, a row a benchmark. Errors as ``evaluation_of``."""
+    found = folder.read_json(path)
+    whose = {key: found[key] for key in ("run", "step", "label", "other", "created")}
+    paired = ("difference", "se", "low", "high", "p_t", "p_sign_flip")
+    return [
+        ComparisonRow(
+            path=path.relative_to(runs_dir).as_posix(),
+            bench=str(one["bench"]),
+            **whose,
+            **{key: one["paired"][key] for key in paired},
+            p_holm=one["p_holm"],
+            **{key: one["solved"][key] for key in ("only_new", "lost", "both", "neither")},
+        )
+        for one in found["benches"]
+    ]
 
 
 def _state(run_dir: Path) -> dict[str, Any]:

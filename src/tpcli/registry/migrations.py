@@ -81,6 +81,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             maj FLOAT NOT NULL,
             truncated FLOAT NOT NULL,
             no_answer FLOAT NOT NULL,
+            timeout FLOAT NOT NULL,
+            crash FLOAT NOT NULL,
+            passed JSON NOT NULL,
             tokens FLOAT NOT NULL,
             created FLOAT NOT NULL,
             PRIMARY KEY (path)
@@ -88,6 +91,29 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX evaluations_by_run ON evaluations (run)",
         "CREATE INDEX evaluations_by_bench ON evaluations (bench)",
+        """
+        CREATE TABLE comparisons (
+            path TEXT NOT NULL,
+            bench TEXT NOT NULL,
+            run TEXT,
+            step INTEGER,
+            label TEXT NOT NULL,
+            other TEXT NOT NULL,
+            difference FLOAT NOT NULL,
+            se FLOAT,
+            low FLOAT,
+            high FLOAT,
+            p_t FLOAT,
+            p_holm FLOAT,
+            p_sign_flip FLOAT NOT NULL,
+            only_new INTEGER NOT NULL,
+            lost INTEGER NOT NULL,
+            both INTEGER NOT NULL,
+            neither INTEGER NOT NULL,
+            created FLOAT NOT NULL,
+            PRIMARY KEY (path, bench)
+        )
+        """,
     ),
 )
 LATEST = len(MIGRATIONS)

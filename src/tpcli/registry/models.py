@@ -15,6 +15,7 @@ class Base(DeclarativeBase):
         float: Float,
         list[str]: JSON,
         list[float]: JSON,
+        dict[str, float]: JSON,
     }
 
 
@@ -91,6 +92,9 @@ class EvaluationRow(Base):
     maj: Mapped[float]
     truncated: Mapped[float]
     no_answer: Mapped[float]
+    timeout: Mapped[float]
+    crash: Mapped[float]
+    passed: Mapped[dict[str, float]]
     tokens: Mapped[float]
     created: Mapped[float]
 
@@ -98,3 +102,28 @@ class EvaluationRow(Base):
         Index("evaluations_by_run", "run"),
         Index("evaluations_by_bench", "bench"),
     )
+
+
+class ComparisonRow(Base):
+    """One policy against another on one benchmark, paired by question."""
+
+    __tablename__ = "comparisons"
+
+    path: Mapped[str] = mapped_column(primary_key=True)
+    bench: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str | None]
+    step: Mapped[int | None]
+    label: Mapped[str]
+    other: Mapped[str]
+    difference: Mapped[float]
+    se: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    p_t: Mapped[float | None]
+    p_holm: Mapped[float | None]
+    p_sign_flip: Mapped[float]
+    only_new: Mapped[int]
+    lost: Mapped[int]
+    both: Mapped[int]
+    neither: Mapped[int]
+    created: Mapped[float]

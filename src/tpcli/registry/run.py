@@ -98,7 +98,9 @@ class Evaluation:
         verifier: what judged the answers.
         limit: questions asked for, where not all were.
         value, se, low, high: accuracy, its standard error and 95% interval.
-        maj, truncated, no_answer: shares; ``tokens`` is the mean length of a response.
+        maj, truncated, no_answer, timeout, crash: shares.
+        passed: pass@k by k, as text.
+        tokens: mean length of a response.
     """
 
     path: str
@@ -120,7 +122,41 @@ class Evaluation:
     maj: float
     truncated: float
     no_answer: float
+    timeout: float
+    crash: float
+    passed: dict[str, float]
     tokens: float
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One policy against another on one benchmark, as the registry hands it out.
+
+    Attributes:
+        path: the comparison's file, from the runs folder.
+        difference: mean over questions, of ``label`` minus ``other``; se, low and high are its.
+        p_holm: p of the paired t test, corrected over the benchmarks of the file.
+        only_new, lost, both, neither: questions by who solves them.
+    """
+
+    path: str
+    bench: str
+    run: str | None
+    step: int | None
+    label: str
+    other: str
+    difference: float
+    se: float | None
+    low: float | None
+    high: float | None
+    p_t: float | None
+    p_holm: float | None
+    p_sign_flip: float
+    only_new: int
+    lost: int
+    both: int
+    neither: int
     created: float
 
 

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from tpcli.errors import NotFoundError, TpcliError
 from tpcli.registry import folder, migrations
-from tpcli.registry.index import evaluation_of, row_of
-from tpcli.registry.models import EvaluationRow, RunRow
-from tpcli.registry.run import Evaluation, Run
+from tpcli.registry.index import comparisons_of, evaluation_of, row_of
+from tpcli.registry.models import ComparisonRow, EvaluationRow, RunRow
+from tpcli.registry.run import Comparison, Evaluation, Run
 
 DATABASE = "registry.db"
 
@@ -67,6 +67,15 @@ class Registry:
                 row = evaluation_of(self.runs_dir, path)
             session.merge(row)
 
+    def index_comparison(self, path: Path) -> None:
+        """Bring the rows of one comparison up to date with its file. Raises as the above."""
+        self._recover()
+        with self._session(write=True) as session:
+            with _readable(f"the comparison {path}"):
+                rows = comparisons_of(self.runs_dir, path)
+            for row in rows:
+                session.merge(row)
+
     def rebuild(self, report: Callable[[str], None] = lambda message: None) -> int:
         """Forget every row, read every folder, and return how many runs there are.
 
@@ -96,16 +105,21 @@ class Registry:
         return count
 
     def _rebuild_evaluations(self, report: Callable[[str], None]) -> None:
-        keep = set()
-        for path in self.results():
-            try:
-                self.index_evaluation(path)
-                keep.add(path.relative_to(self.runs_dir).as_posix())
-            except BrokenFolderError as error:
-                report(error.message)
-        with self._session(write=True) as session:
-            keep |= {path.relative_to(self.runs_dir).as_posix() for path in self.results()}
-            session.execute(delete(EvaluationRow).where(EvaluationRow.path.not_in(keep)))
+        for files, index, row in (
+            (self.results, self.index_evaluation, EvaluationRow),
+            (self.versus, self.index_comparison, ComparisonRow),
+        ):
+            listed, broken = files(), set()
+            for path in listed:
+                try:
+                    index(path)
+                except BrokenFolderError as error:
+                    broken.add(path)
+                    report(error.message)
+            with self._session(write=True) as session:
+                # Those that came meanwhile stay: the files are listed again, under the write lock.
+                keep = {p.relative_to(self.runs_dir).as_posix() for p in {*files()} - broken}
+                session.execute(delete(row).where(row.path.not_in(keep)))
 
     # reading
 
@@ -113,12 +127,30 @@ class Registry:
         """The run folders: those that hold a run.json."""
         return sorted(path.parent for path in self.runs_dir.glob(f"*/{folder.RUN}"))
 
-    def results(self) -> list[Path]:
+    def results(self) -> Sequence[Path]:
         """The results of evaluations, of runs and of models that belong to none."""
-        found = (
-            self.runs_dir.glob(f"{place}/evals/*/result-*.json") for place in ("*", "models/*")
-        )
+        return self._below_evals("*/result-*.json")
+
+    def versus(self) -> Sequence[Path]:
+        """The comparisons of two policies."""
+        return self._below_evals("versus-*.json")
+
+    def _below_evals(self, pattern: str) -> Sequence[Path]:
+        found = (self.runs_dir.glob(f"{place}/evals/{pattern}") for place in ("*", "models/*"))
         return sorted(path for paths in found for path in paths)
+
+    def comparisons(self) -> Sequence[Comparison]:
+        """Comparisons of two policies by benchmark, newest first."""
+        newest = (ComparisonRow.created.desc(), ComparisonRow.path, ComparisonRow.bench)
+        self._recover()
+        if not self.path.exists():
+            return []
+        columns = [column.key for column in ComparisonRow.__table__.columns]
+        with self._session() as session:
+            return [
+                Comparison(**{key: getattr(row, key) for key in columns})
+                for row in session.scalars(select(ComparisonRow).order_by(*newest))
+            ]
 
     def evaluations(self, *, run: str | None = None, bench: str | None = None) -> list[Evaluation]:
         """Results of evaluations, newest first."""

@@ -61,21 +61,28 @@ class TransformersEngine:
         # Prompts of like length decode together: less padding, and often none.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
         wave = max(1, self._max_rows // group_size)
+        part = min(group_size, self._max_rows)  # of a group that is larger than all rows
         streams = _streams(seed, prompts)
         draw = partial(inverse_cdf, temperature=temperature, top_p=top_p, top_k=top_k)
-        total = len(prompts) * group_size
+        done, total = 0, len(prompts) * group_size
         for at in range(0, len(order), wave):
             chosen = order[at : at + wave]
-            decode = _Decode(
-                self._model, [prompts[i].tokens for i in chosen], group_size, self._pad_id
-            )
-            uniform_AL = torch.cat(
-                [_uniforms(streams[i], group_size, max_new_tokens) for i in chosen]
-            ).to(self._device)
-            report = partial(_count_on, progress, at * group_size, total) if progress else None
-            rows = decode.run(uniform_AL, draw, self._eos, report)
-            for k, i in enumerate(chosen):
-                groups[i] = rows[k * group_size : (k + 1) * group_size]
+            for first in range(0, group_size, part):
+                size = min(part, group_size - first)
+                decode = _Decode(
+                    self._model, [prompts[i].tokens for i in chosen], size, self._pad_id
+                )
+                uniform_AL = torch.cat(
+                    [
+                        _uniforms(streams[i], group_size, max_new_tokens)[first : first + size]
+                        for i in chosen
+                    ]
+                ).to(self._device)
+                report = partial(_count_on, progress, done, total) if progress else None
+                rows = decode.run(uniform_AL, draw, self._eos, report)
+                done += len(rows)
+                for k, i in enumerate(chosen):
+                    groups[i] += rows[k * size : (k + 1) * size]
         return groups
 
 
