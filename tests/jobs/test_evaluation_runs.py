@@ -54,6 +54,8 @@ class Desk:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # Ctrl-C is ignored in what a script starts in the background, tests included.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def type(self, runs: str, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -120,6 +120,36 @@ def test_inverse_cdf_never_draws_the_impossible(seed: int, uniform: float) -> No
     assert ((token_A > 1) & (token_A < VOCABULARY - 2)).all()
 
 
+@pytest.mark.parametrize("max_rows", [1, 4, 6])
+def test_a_group_larger_than_the_rows_is_drawn_in_parts(max_rows: int) -> None:
+    """The same responses, never more rows at once than allowed, and all of them counted."""
+    engine, told = engine_of(max_rows), list[tuple[int, int]]()
+    widest = 0
+    model = engine._model
+    forward = model.base_model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal widest
+        widest = max(widest, len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    model.base_model.forward = watched
+    parts = engine.sample(
+        PROMPTS,
+        group_size=6,
+        seed=3,
+        temperature=1.2,
+        max_new_tokens=40,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    whole = sample(engine_of())
+    for a, b in zip(parts, whole, strict=True):
+        assert [r.tokens_L.tolist() for r in a] == [r.tokens_L.tolist() for r in b]
+    assert widest == max_rows
+    assert 12 < told[-1][0] <= told[-1][1] == 18  # one that hits the limit is not counted
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
 def test_nucleus_by_hand() -> None:
     """.5 + .3 reaches .7: the two stay, renormalised. A nucleus is never empty."""
     log_p_AV = torch.tensor([[0.05, 0.3, 0.5, 0.15]]).log()
