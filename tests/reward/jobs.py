@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -52,6 +53,17 @@ def threads() -> None:
 def deaf_thread() -> None:
     while True:
         pass
+
+
+def hang_without_alarm() -> int:
+    signal.alarm(0)
+    return hang()
+
+
+def start_another(then: str) -> None:
+    """Leave a process behind, and hang or die."""
+    subprocess.Popen(["sleep", "77"])
+    die(3) if then == "die" else hang()
 
 
 def die(code: int) -> None:
@@ -114,6 +126,15 @@ def told(response: str, gold: str) -> object:
         case "write", path:
             Path(path).write_text("\n".join(modules()))
     return gold in response
+
+
+_kept: list[bytearray] = []
+
+
+def hoard(response: str, gold: str) -> float:
+    """Keeps 60 MiB of each answer."""
+    _kept.append(bytearray(60 << 20))
+    return 1.0
 
 
 NOT_A_FUNCTION = 3

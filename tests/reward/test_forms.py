@@ -19,6 +19,41 @@ from tpcli.reward.forms import (
     within_caps,
 )
 
+WRAPPED = [
+    (r"\text{25}", "25"),
+    (r"\textbf{25}", "25"),
+    (r"\mathrm{25}", "25"),
+    (r"25^\circ", "25"),
+    (r"25^{\circ}", "25"),
+    ("(25)", "25"),
+    (r"\left(25\right)", "25"),
+    (r"1\,234", "1234"),
+    (r"1\!234", "1234"),
+    (r"1,\!234", "1234"),
+    (r"\,25", "25"),
+    ("x=25", "25"),
+    ("$x = -25$.", "-25"),
+    (r"25\text{ cm}", "25"),
+    (r"\text{25}.", "25"),
+    (r"25^\circ.", "25"),
+    ("25..", None),
+    ("xy=25", None),
+    ("x=y=25", None),
+    (r"1\,2", None),
+    ("(1,234)", None),
+    ("(1)(2)", None),
+    ("25 cm", None),
+    (r"2\text{5}", None),
+    (r"25\text{ or }26", None),
+    (r"\text{25 cm}", None),
+    (r"\text{ cm}", None),
+]
+
+
+@pytest.mark.parametrize(("answer", "expected"), WRAPPED)
+def test_what_wraps_a_number_is_dropped(answer: str, expected: str | None) -> None:
+    assert canonical_int(answer) == canonical_number(answer) == expected
+
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
@@ -121,6 +156,8 @@ def test_canonical_exact_folds_space_and_keeps_case() -> None:
         ("€5", "5"),
         ("$5$", "5"),
         (r"50\%", "50"),
+        (r"y = \frac{1}{2}\text{ cm}", "1/2"),
+        (r"\text{1,234.5}", "2469/2"),
         ("50 %", "50"),
         ("50%%", None),
         ("1/0", None),
@@ -193,6 +230,7 @@ def test_caps() -> None:
 LONG = [
     *(" " * 4_000 + "x", "1/" + " " * 4_000, "-" + " " * 4_000, "\\frac{" + " " * 4_000),
     *("1" + ",000" * 1_000 + "x", "1e" * 2_000, "." * 4_000, "\\text{" * 600 + "}" * 600),
+    *("\\text{ " * 600, "x" + " " * 4_000, "1\\," * 1_300, "^" + " " * 4_000, "^{" * 2_000),
     *("*" * 4_000, "$" * 4_000, "(" * 4_000, "A) " * 1_300, "9" * 4_096),
 ]
 

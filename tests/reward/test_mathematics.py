@@ -64,6 +64,7 @@ UNEQUAL = r"""
 \frac{1}{3} | 0.333 | \frac{1}{4} | -\frac{1}{3} | 3 | \frac{1}{3}x
 5 | -5 | 5x | 5, 6 | 7 \text{ or } 5 | \{5, 6\} | x > 5 | five
 x = 5 | y = 5 | x = 6
+2=2 | 1=1 | 1=2
 4e33 | 5e33 | 4e32 | 4 \times 33
 4e-33 | 5e-33 | 4.1 \times 10^{-33}
 0.0000001 | 0.0000002 | 0
@@ -95,6 +96,8 @@ TOO_KIND = r"""
 (1,2) | \{1,2\}
 3,4,5 | (3,4,5)
 100,200 | 100200
+a | A
+\text{yes} | \text{Yes}
 """
 """Held to be equal, though a mathematician would say otherwise; in docs/verifiers.md."""
 
@@ -204,7 +207,7 @@ def test_tidied(text: str, expected: str) -> None:
 
 
 def test_answers_that_cannot_be_read_are_refused(grader: Grader) -> None:
-    """Golds that do not parse, or that are over the caps: no response could ever be right."""
+    """Golds that do not parse, or that are over the caps: only their own text could be right."""
     good = [r"\frac{1}{2}", "7", r"\text{Yes}", "4e33", r"\{1,2\}", "7"]
     grader.check([Question(g, g, g) for g in good])
     for bad in (r"\begin{cases} 1 & x>0", "1" * 300, "{" * 70 + "}" * 70, " "):

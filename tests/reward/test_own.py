@@ -60,6 +60,16 @@ def test_every_end(grader: Grader, text: str, status: str) -> None:
     assert second.status == "correct"
 
 
+def test_a_full_process_is_replaced() -> None:
+    """What it hoarded dies with it, so the answers after a crash are right again."""
+    kind = "tests.reward.jobs:hoard"
+    with Grader(kind, workers=1, memory_gib=0.25, folders=[ROOT]) as grader:
+        statuses = [v.status for v in grader.grade(whole(*"abcdefghijkl"))]
+    assert set(statuses) == {"correct", "crash"}
+    assert "correct" in statuses[statuses.index("crash") :]
+    assert statuses.count("crash") <= 4
+
+
 def test_it_sees_the_whole_response_and_no_unfinished_one(grader: Grader, tmp_path: Path) -> None:
     """Thinking included; what was cut off is not handed over (the file is never written)."""
     file = tmp_path / "seen"

@@ -44,6 +44,14 @@ _LETTER = re.compile(
     re.DOTALL,
 )
 _WRAPPINGS = 8
+_SPACING = re.compile(r"\\[,!;:]")
+_GROUPING = re.compile(r"(?<=[0-9])(?:,?\\[,!;:]|\{,\}\\!)(?=[0-9]{3}(?![0-9]))")
+_NAME = re.compile(r"[A-Za-z]\s*=")
+_DEGREES = re.compile(r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)\Z")
+_UNIT = re.compile(
+    r"(?<=.)\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it|sf))\s*\{[^{}0-9]*\}\Z", re.DOTALL
+)
+_BRACKETS = (("\\left(", "\\right)"), ("\\(", "\\)"), ("(", ")"))
 
 
 def within_caps(text: str) -> bool:
@@ -62,6 +70,15 @@ def within_caps(text: str) -> bool:
 
 
 def canonical_int(answer: str) -> str | None:
+    """As ``plain_int``, without what commonly wraps a number.
+
+    ``\\text{7}``, ``(7)``, ``7^\\circ``, ``x = 7``, ``7\\text{ cm}`` and ``7.`` are "7", and
+    ``1\\,234`` is "1234"; ``7 apples`` is no integer.
+    """
+    return plain_int(_bare(answer)) if len(answer) <= MAX_CHARACTERS else None
+
+
+def plain_int(answer: str) -> str | None:
     """An integer without plus sign, leading zeros, thousands commas or fraction zeros.
 
     ``+7``, ``007``, ``$7$`` and ``7.0`` are "7"; ``1,234`` and ``1{,}234`` are "1234"; ``1,2``,
@@ -83,13 +100,13 @@ def canonical_number(answer: str) -> str | None:
     """A rational number, exact, as the text of a reduced fraction: "3", "-1/2".
 
     Integers, decimals, thousands commas, ``1.2e-5`` and ``1.2 \\times 10^{-5}`` (exponents up to
-    300 either way), ``a/b`` and ``\\frac{a}{b}``. A currency sign before and a percent sign after
-    the number are dropped, so ``50\\%`` is "50".
+    300 either way), ``a/b`` and ``\\frac{a}{b}``, in what may wrap an integer too. A
+    currency sign before and a percent sign after the number are dropped, so ``50\\%`` is "50".
     """
     if not within_caps(answer):
         return None
     # Single spaces: no two parts of a pattern can then share out a long run of them.
-    plain = " ".join(_plain(answer).split())
+    plain = " ".join(_plain(_bare(answer)).split())
     if len(plain) > 2 and plain[0] == plain[-1] == "$":
         plain = plain[1:-1].strip()
     sign, plain = _sign(plain)
@@ -149,6 +166,33 @@ def canonical_exact(answer: str) -> str | None:
     if len(answer) > MAX_CHARACTERS:
         return None
     return " ".join(answer.split()) or None
+
+
+def _bare(answer: str) -> str:
+    """A number without what wraps it; anything else may come back changed, but as no number.
+
+    A name, degrees and a unit are dropped once each. Brackets around a comma stay: ``(1,234)`` is
+    a pair.
+    """
+    plain = _SPACING.sub(" ", _GROUPING.sub(",", answer)).strip()
+    droppable = [_NAME, _DEGREES, _UNIT]
+    for _ in range(_WRAPPINGS):
+        before = plain
+        if plain.endswith(".") and not plain.endswith(".."):
+            plain = plain[:-1].rstrip()
+        if match := _WRAPPED.fullmatch(plain):
+            plain = next(part for part in match.groups() if part is not None).strip()
+        for opens, closes in _BRACKETS:
+            if plain.startswith(opens) and plain.endswith(closes) and "," not in plain:
+                plain = plain[len(opens) : -len(closes)].strip()
+        for pattern in [*droppable]:
+            match = pattern.match(plain) if pattern is _NAME else pattern.search(plain)
+            if match:
+                plain = (plain[: match.start()] + plain[match.end() :]).strip()
+                droppable.remove(pattern)
+        if plain == before:
+            break
+    return plain
 
 
 def _plain(answer: str) -> str:

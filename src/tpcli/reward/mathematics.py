@@ -28,10 +28,14 @@ def load() -> None:
 def judge(answer: str, gold: str) -> tuple[bool, str | None]:
     """Whether ``answer`` equals ``gold``, and the form of what it parsed to (None: it did not)."""
     from math_verify import verify
+    from sympy.logic.boolalg import Boolean
 
     parsed, right = _parsed(answer), _parsed(gold)
     if not parsed or not right:
         return False, None
+    # Of 1=1 and 2=2 all that is compared is that both are true.
+    if all(isinstance(one, Boolean) and not one.free_symbols for one in (parsed[0], right[0])):
+        return False, _form(parsed[0])
     bases = _in_base(answer), _in_base(gold)
     if None not in bases:
         return bases[0] == bases[1], _form(parsed[0])

@@ -43,9 +43,10 @@ class Outcome:
 
 
 class _Process(ForkServerProcess):
-    """Its end is certain: a job may have set SIGTERM aside."""
+    """Its end is certain, as a job may have set SIGTERM aside; what it started ends with it."""
 
     def terminate(self) -> None:
+        _end_group(self.pid)
         self.kill()
 
 
@@ -185,17 +186,26 @@ def _outcome(future: Future[Outcome], limit: float) -> Outcome:
     except TimeoutError:
         return Outcome("timeout", ms=1_000 * limit)
     except (ProcessExpired, BrokenProcessPool) as error:
+        _end_group(getattr(error, "pid", None))
         return Outcome("crash", error=type(error).__name__)
+
+
+def _end_group(pid: int | None) -> None:
+    """Kill what the process ``pid``, itself dead or alive, has started and left in its group."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _begin(memory: int, load: Callable[..., object] | None, load_args: tuple[Any, ...]) -> None:
     """In a new process: be silent, be easy to end, load, then take no more memory than allowed."""
+    os.setpgid(0, 0)  # what a job starts ends with it
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     # Ctrl-C is the parent's to answer; the others end the process at once, also inside C code.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGALRM):
+    for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
     if load is not None:
         load(*load_args)
@@ -206,14 +216,23 @@ def _begin(memory: int, load: Callable[..., object] | None, load_args: tuple[Any
 
 
 def _attempt(function: Callable[..., Any], job: tuple[Any, ...], limit: float) -> Outcome:
-    """In a process: run the job; any exception becomes plain text."""
+    """In a process: run the job; any exception becomes plain text.
+
+    Without memory the process ends, since what the job has kept would be missing for good. Two
+    timers see to a dead parent, as a job may use ``signal.alarm`` itself; the second counts the
+    time of all processors.
+    """
     signal.setitimer(signal.ITIMER_REAL, limit)
+    signal.setitimer(signal.ITIMER_PROF, limit * (os.cpu_count() or 1))
     began = time.perf_counter()
     try:
         value, error = function(*job), ""
+    except MemoryError:
+        os._exit(1)
     except BaseException as raised:
         value, error = None, type(raised).__name__
     signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     ms = 1_000 * (time.perf_counter() - began)
     return Outcome("crash" if error else "done", value, error, ms)
 

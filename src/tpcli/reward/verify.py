@@ -24,6 +24,7 @@ from tpcli.reward.forms import (
     canonical_exact,
     canonical_int,
     canonical_number,
+    plain_int,
     within_caps,
 )
 from tpcli.reward.pool import START_LIMIT, Outcome, Pool
@@ -102,9 +103,10 @@ class Grader:
         return self._by_meaning(answers) if self.kind == "math" else [*map(self._by_form, answers)]
 
     def check(self, questions: Sequence[Question]) -> None:
-        """Refuse data whose right answers the verifier could never accept.
+        """Refuse data whose right answers are not of this kind.
 
-        Of a user's own verifier it is only seen that it can be imported.
+        No response could be right then; in kind "math" only one that repeats the text. Of a
+        user's own verifier it is only seen that it can be imported.
 
         Raises:
             UsageError: some answers are not of this kind, or the verifier is not there.
@@ -180,7 +182,7 @@ class Grader:
         """What needs no parser: too much to read, integers, equal text, or seen before."""
         if not within_caps(answer):
             return "wrong", None
-        form, right = canonical_int(answer), canonical_int(gold)
+        form, right = plain_int(answer), plain_int(gold)
         if form is not None and right is not None:
             return ("correct" if form == right else "wrong"), form
         text = canonical_exact(answer)
@@ -202,7 +204,7 @@ class Grader:
         if right:
             known: _Known = "correct", gold
         else:
-            integer = canonical_int(pair[0])
+            integer = plain_int(pair[0])
             form = integer if integer is not None else form
             # In a vote a wrong answer must not stand for the right one.
             known = "wrong", f"not {form}" if form == gold else form
@@ -214,7 +216,7 @@ class Grader:
     def _readable(self, golds: Sequence[str]) -> set[str]:
         """Those that the parser can read, or that need no parser."""
         short = [gold for gold in dict.fromkeys(golds) if within_caps(gold)]
-        simple = {gold for gold in short if canonical_int(gold) is not None}
+        simple = {gold for gold in short if plain_int(gold) is not None}
         others = [gold for gold in short if gold not in simple and gold.strip()]
         outcomes = self._pool.run(mathematics.parses, [(gold,) for gold in others])
         return simple | {
@@ -258,7 +260,7 @@ def _read(answer: Answered) -> str | Verdict:
     if said is None or not answer.finished:
         return _verdict("unfinished")
     boxed = last_boxed(said)
-    return _verdict("no_answer") if boxed is None else boxed
+    return boxed if boxed is not None and boxed.strip() else _verdict("no_answer")
 
 
 def _read_reference(answer: Answered) -> str | Verdict:
@@ -281,7 +283,7 @@ def _of_function(answer: Answered, outcome: Outcome) -> Verdict:
 
 def _gold_form(gold: str) -> str | None:
     """The one form of all answers that equal ``gold``."""
-    integer = canonical_int(gold)
+    integer = plain_int(gold)
     return integer if integer is not None else canonical_exact(gold)
 
 
