@@ -146,6 +146,17 @@ def test_columns_that_only_some_results_have(found: evaluate.Evaluated) -> None:
     assert results.against_columns(alone) == []
 
 
+def test_a_reward_in_parts_has_a_column_of_its_own(found: evaluate.Evaluated) -> None:
+    """Not where it says the same as the accuracy, for all the rounding between the two."""
+    first = found.outcomes[0]
+    same = replace(first.summary, reward=first.summary.avg.value + 1e-15)
+    for summary, shown in ((same, False), (replace(same, reward=0.4321), True)):
+        changed = replace(found, outcomes=(replace(first, summary=summary), *found.outcomes[1:]))
+        columns = {c.title: c.cells for c in results.result_columns(changed)}
+        assert ("reward" in columns) == shown
+    assert columns["reward"][0] == ".432"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

@@ -95,7 +95,7 @@ def evaluate(
 ) -> None:
     """Evaluate a policy on benchmarks: avg@n, pass@k, maj@n, with 95% intervals over questions.
 
-    Responses are stored as they come, in the run's folder: a repeated command answers from them,
+    Responses are stored in the run's folder, batch by batch: a repeated command answers from them,
     an interrupted one goes on. Benchmarks: tpcli bench ls.
     """
     from tpcli.cli.results import show

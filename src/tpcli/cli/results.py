@@ -74,6 +74,9 @@ def result_columns(found: Evaluated) -> list[Column]:
         columns.append(Column(f"pass@{n}", most, 5, right=True))
         maj = [number(s.maj.value) for s in summaries] + tail
         columns.append(Column(f"maj@{n}", maj, 6, right=True))
+    if any(abs(s.reward - s.avg.value) > 1e-9 for s in summaries):  # it gives parts of a point
+        rewards = [number(s.reward) for s in summaries] + tail
+        columns.append(Column("reward", rewards, 2, right=True))
     truncated = [percent(s.truncated) for s in summaries] + tail
     silent = [percent(s.shares["no_answer"]) for s in summaries] + tail
     columns.append(Column("truncated", truncated, 3, right=True))

@@ -17,6 +17,7 @@ from tpcli.jobs.runs import runs_dir
 from tpcli.jobs.subject import Subject, resolve
 from tpcli.registry.folder import write_json_atomic
 from tpcli.registry.store import Registry
+from tpcli.reward.verify import Grader
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ def _check(request: Request) -> None:
             f"{request.n} samples at temperature 0 would be {request.n} times the same",
             hint="add --n 1 for a greedy evaluation, or raise --temperature",
         )
+    if request.verifier is not None:
+        Grader(request.verifier).close()  # refuses what is no verifier, before anything is loaded
 
 
 # Benchmarks
