@@ -16,6 +16,7 @@ from tpcli.cli.db import app as db_app
 from tpcli.errors import PARTLY_FAILED, RUN_FAILED, NotFoundError, TpcliError, UsageError
 from tpcli.metrics.mlflow import default_store
 from tpcli.registry import folder
+from tpcli.registry.migrations import LATEST
 from tpcli.registry.store import Registry
 
 app = typer.Typer()
@@ -70,8 +71,8 @@ def test_backup_writes_once(runs: Path) -> None:
 
 
 def test_migrate_says_from_where_to_where(runs: Path) -> None:
-    assert invoke("migrate").stdout == "schema 0 → 1\n"
-    assert invoke("migrate").stdout == "schema 1 → 1\n"
+    assert invoke("migrate").stdout == f"schema 0 → {LATEST}\n"
+    assert invoke("migrate").stdout == f"schema {LATEST} → {LATEST}\n"
 
 
 class TestSyncMlflow:
