@@ -129,11 +129,6 @@ def result_name(n: int, limit: int | None, kind: str) -> str:
     return f"result-n{n}{some}-{re.sub(r'[^A-Za-z0-9._-]+', '-', kind)}.json"
 
 
-def results(base: Path) -> list[Path]:
-    """The results stored below ``base``, the folder of a policy's evaluations, in order of name."""
-    return sorted(base.glob("*/result-*.json"))
-
-
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         data = path.read_bytes()

@@ -5,7 +5,6 @@ The files that ship are in ``sets``; a user's own lie in ``benches/`` of their p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tomllib
@@ -109,12 +108,6 @@ class Benchmark:
     spec: Spec
     folder: Path
     file: Path | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what the spec says, comments and order apart."""
-        text = json.dumps(self.spec.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
 
     def read_from(self, file: Path) -> Benchmark:
         """The same benchmark with its rows in a file of the user's."""
