@@ -21,8 +21,10 @@ from typer.testing import CliRunner, Result
 
 from tpcli.cli import logs as logs_cli
 from tpcli.cli import runs as runs_cli
+from tpcli.cli import runs_list
 from tpcli.errors import NotFoundError
 from tpcli.jobs import runs as jobs
+from tpcli.jobs.listing import listing
 from tpcli.registry import folder
 from tpcli.registry.store import Registry
 
@@ -126,7 +128,7 @@ def test_the_schedule_of_a_run_in_a_word(
 ) -> None:
     path = tmp_path / "runs"
     Registry(path).index(make_run(path, "k7m2xqd", allocation=allocation, curve=curve))
-    assert runs_cli.schedule(Registry(path).list()[0]) == shown
+    assert runs_list.schedule(Registry(path).list()[0]) == shown
 
 
 def test_json_is_json_only(runs: Path) -> None:
@@ -155,7 +157,7 @@ def test_no_runs_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_ended_unseen_is_read_afresh(runs: Path) -> None:
     """The supervisor wrote state.json and was killed before it told the registry."""
     (runs / "d9r4jfa" / folder.STATE).write_text(json.dumps(FINISHED))
-    statuses = {run.id: run.status for run in jobs.listing().runs}
+    statuses = {run.id: run.status for run in listing().runs}
     assert statuses["d9r4jfa"] == "finished"
 
 

@@ -17,9 +17,10 @@ from tests.registry.folders import FINISHED, lines_of, make_run, write_metrics
 
 from tpcli.errors import NOT_FOUND, NotFoundError, TpcliError
 from tpcli.registry import folder
+from tpcli.registry.folder import BrokenFolderError
 from tpcli.registry.index import averaged, row_of
 from tpcli.registry.models import RunRow
-from tpcli.registry.store import BrokenFolderError, Registry
+from tpcli.registry.store import Registry
 
 
 def test_a_row_holds_what_the_folder_says(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_a_folder_is_read_under_the_write_lock(
         read.append(folder.name)
         return row_of(folder)
 
-    monkeypatch.setattr("tpcli.registry.store.row_of", row_of_a_locked_database)
+    monkeypatch.setattr("tpcli.registry.index.row_of", row_of_a_locked_database)
     registry.index(run_dir)
     assert read == ["locked"]
 

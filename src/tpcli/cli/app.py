@@ -16,16 +16,21 @@ import typer
 
 from tpcli import __version__
 from tpcli.cli import (
+    ablate,
     analyse,
     bench,
+    board,
+    compare,
     db,
     doctor,
     evaluate,
+    lineage,
     logs,
     recipe,
     replay,
     runs,
     schedule,
+    stop,
     train,
 )
 from tpcli.errors import BUG, INTERRUPTED, OK, RecipeError, TpcliError
@@ -55,10 +60,17 @@ def tpcli(
 
 app.command("train")(train.train)
 app.command("resume")(train.resume)
+app.command("rerun")(lineage.rerun)
+app.command("fork")(lineage.fork)
+app.command("reproduce")(lineage.reproduce)
 app.add_typer(runs.app, name="runs")
 app.command("logs")(logs.logs)
+app.command("stop")(stop.stop)
+app.command("ablate")(ablate.ablate)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")
+app.command("board")(board.board)
+app.command("compare")(compare.compare)
 app.command("analyse")(analyse.analyse)
 app.command("replay")(replay.replay)
 app.add_typer(recipe.app, name="recipe")

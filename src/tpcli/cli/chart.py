@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import count
 from typing import TypeVar
 
-from tpcli.cli.glyphs import SHADES, number, percent
+from tpcli.cli.glyphs import SHADES, number, percent, whole
 
 T = TypeVar("T")
 
@@ -61,6 +62,72 @@ def curve(
     return _framed(plot, labels, len(low))
 
 
+def overlay(
+    series: Sequence[tuple[Sequence[float], Sequence[float]]],
+    *,
+    width: int,
+    height: int,
+    flip: bool = False,
+) -> tuple[list[str], list[list[int | None]]]:
+    """Several curves y over x in one plot, each over its own stretch of x, with the axes.
+
+    Args:
+        series: pairs of x, increasing, and y; one point at least in all.
+        width, height: characters and lines of the plot, axes and labels apart.
+        flip: the largest x is on the left.
+
+    Returns:
+        ``height`` lines of braille, the axis and its ends, ``LABEL + 2`` characters left of the
+        plot; and for each cell of the plot the curve drawn last there, None where there is none.
+    """
+    known = [(x, y) for x, y in series if x]
+    least, most = min(x[0] for x, _ in known), max(x[-1] for x, _ in known)
+    bottom, top = min(min(y) for _, y in known), max(max(y) for _, y in known)
+    span = (most - least) or 1.0
+    cells = [[0] * width for _ in range(height)]
+    owners: list[list[int | None]] = [[None] * width for _ in range(height)]
+    for which, (x, y) in enumerate(series):
+        if not x:
+            continue
+        before: int | None = None
+        first, last = (round((end - least) / span * (2 * width - 1)) for end in (x[0], x[-1]))
+        for step in range(first, last + 1):
+            column = 2 * width - 1 - step if flip else step
+            place = min(max(least + span * step / (2 * width - 1), x[0]), x[-1])
+            level = round((_at(x, y, place) - bottom) / ((top - bottom) or 1.0) * (4 * height - 1))
+            for dot in _steep(before, level):
+                line, row = divmod(4 * height - 1 - dot, 4)
+                cells[line][column // 2] |= DOTS[column % 2][row]
+                owners[line][column // 2] = which
+            before = level
+    left, right = (most, least) if flip else (least, most)
+    labels = {0: number(top), height - 1: number(bottom)}
+    plot = ["".join(chr(BRAILLE + cell) if cell else " " for cell in line) for line in cells]
+    axis = f"{'':>{LABEL}} └{'─' * width}"
+    below = f"{'':>{LABEL + 2}}{_end(left)}{_end(right):>{width - len(_end(left))}}"
+    return [*_labelled(plot, labels), axis, below], owners
+
+
+def _end(value: float) -> str:
+    return whole(value) if value == int(value) else number(value)
+
+
+def _steep(before: int | None, level: int) -> range:
+    """The dots from the last column's level to this one's, so that a steep curve has no gaps."""
+    if before is None or abs(level - before) <= 1:
+        return range(level, level + 1)
+    return range(before + 1, level + 1) if level > before else range(level, before)
+
+
+def _at(x: Sequence[float], y: Sequence[float], place: float) -> float:
+    """y at a place between the first and the last x, on a straight line between neighbours."""
+    after = bisect_left(x, place)
+    if after == 0:
+        return y[0]
+    share = (place - x[after - 1]) / (x[after] - x[after - 1])
+    return y[after - 1] + (y[after] - y[after - 1]) * share
+
+
 def heat(grid: Sequence[Sequence[float]], *, width: int, height: int) -> list[str]:
     """Shares in [0, 1] by step and by place, as shading: the first place is the lowest line."""
     lines = []
@@ -95,10 +162,7 @@ def _between(values: Sequence[float], share: float) -> float:
 def _framed(plot: Sequence[str], labels: dict[int, str], steps: int) -> list[str]:
     """The plot with its labels on the left and the steps, from 1, below."""
     width = len(plot[0])
-    lines = [
-        f"{labels.get(i, ''):>{LABEL}} {'┤' if i in labels else '│'}{line}"
-        for i, line in enumerate(plot)
-    ]
+    lines = _labelled(plot, labels)
     places = ticks(steps, width)
     axis = "".join("┬" if i in places else "─" for i in range(width))
     below = [" "] * (width + LABEL + 8)
@@ -107,6 +171,13 @@ def _framed(plot: Sequence[str], labels: dict[int, str], steps: int) -> list[str
         begin = max(place + LABEL + 2 - len(text) // 2, 0)
         below[begin : begin + len(text)] = text
     return [*lines, f"{'':>{LABEL}} └{axis}", "".join(below).rstrip()]
+
+
+def _labelled(plot: Sequence[str], labels: dict[int, str]) -> list[str]:
+    return [
+        f"{labels.get(i, ''):>{LABEL}} {'┤' if i in labels else '│'}{line}"
+        for i, line in enumerate(plot)
+    ]
 
 
 def ticks(steps: int, width: int) -> dict[int, int]:

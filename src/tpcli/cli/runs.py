@@ -1,281 +1,242 @@
-"""``tpcli runs``: which runs there are, and one of them in full."""
+"""``tpcli runs``: which runs there are, one of them in full, and what one changes about them."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.columns import GAP, Column, fitting, joined
+from tpcli.cli.runs_list import MARKS as MARKS
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from tpcli.jobs.curate import Waste
+    from tpcli.registry.run import Run
 
-    from tpcli.registry.run import Evaluation, Run
+app = typer.Typer(help="List runs, show one, or change what is said of it.")
 
-app = typer.Typer(help="List runs, or show one.", invoke_without_command=True)
-
-MARKS = {
-    "created": ("◌", "dim"),
-    "running": ("▶", "cyan"),
-    "finished": ("✓", "green"),
-    "stopped": ("■", "yellow"),
-    "failed": ("✗", "red"),
-    "dead": ("☠", "red"),
-}
-SPARKS = 8
-LimitOption = Annotated[int, typer.Option("-n", min=1, help="How many, newest first.")]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="EXPR", help="KEY OP VALUE, as reward>=0.5. All must hold."),
+]
+SortOption = Annotated[
+    str | None, typer.Option(metavar="KEY", help='By a key; "-KEY": the largest first.')
+]
+ColsOption = Annotated[
+    str | None, typer.Option("--cols", metavar="KEY,...", help="Columns to show.")
+]
+LimitOption = Annotated[int, typer.Option("-n", min=1, help="How many.")]
+RemovedOption = Annotated[bool, typer.Option("--removed", help="The removed runs instead.")]
+TreeOption = Annotated[bool, typer.Option("--tree", help="Forks under what they came from.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id, its beginning, or name.")]
+RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, names, or @group.")]
 
 
-@app.callback()
-def list_runs(context: typer.Context, limit: LimitOption = 20, as_json: JsonOption = False) -> None:
-    """List the newest runs, or show one."""
+@app.callback(invoke_without_command=True)
+def list_runs(
+    context: typer.Context,
+    where: WhereOption = None,
+    sort: SortOption = None,
+    cols: ColsOption = None,
+    limit: LimitOption = 20,
+    removed: RemovedOption = False,
+    tree: TreeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, show one, or change what is said of it.
+
+    A KEY is a column (name, seed, status, ...), "tag", "age", a metric (reward, eval/sampled) or
+    a setting of the recipe (optim.lr). OP is one of = != < <= > >= and ~ for "contains".
+    """
     if context.invoked_subcommand is None:
-        _list(limit, as_json)
+        _list(where, sort, cols, limit, removed, tree, as_json)
 
 
 @app.command("ls")
-def ls(limit: LimitOption = 20, as_json: JsonOption = False) -> None:
-    """List the newest runs."""
-    _list(limit, as_json)
+def ls(
+    where: WhereOption = None,
+    sort: SortOption = None,
+    cols: ColsOption = None,
+    limit: LimitOption = 20,
+    removed: RemovedOption = False,
+    tree: TreeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, as without a command."""
+    _list(where, sort, cols, limit, removed, tree, as_json)
+
+
+def _list(
+    where: Sequence[str] | None,
+    sort: str | None,
+    cols: str | None,
+    limit: int,
+    removed: bool,
+    tree: bool,
+    as_json: bool,
+) -> None:
+    from tpcli.jobs import listing as jobs
+    from tpcli.jobs.runs import record, runs_dir
+
+    columns = [word for word in (cols or "").replace(" ", "").split(",") if word]
+    found = jobs.listing(jobs.Query(where or (), sort, columns, limit, removed))
+    rows = jobs.tree(found.runs) if tree else [("", run) for run in found.runs]
+    if as_json:
+        asked = dict.fromkeys(["id", *columns])
+        told = [
+            {word: jobs.value_of(run, word) for word in asked} if columns else record(run)
+            for _, run in rows
+        ]
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        return
+    if not found.runs:
+        typer.echo(_none(found, removed, str(runs_dir())), err=True)
+        return
+    from rich.console import Console
+
+    from tpcli.cli.runs_list import footer, table
+
+    console = Console(highlight=False)
+    for line in table(rows, columns, console.width, time.time()):
+        console.print(line, soft_wrap=True)
+    text = footer(found, time.time())
+    Console(stderr=True, highlight=False).print(text, style="dim", soft_wrap=True)
+
+
+def _none(found: Any, removed: bool, place: str) -> str:
+    if found.total:
+        return " · ".join([f"none of {found.total} runs fits", *found.notes])
+    if removed:
+        return f"no removed runs in {place}"
+    return f"no runs in {place} yet: tpcli train recipes/math.toml"
 
 
 @app.command("show")
-def show(
-    run: Annotated[str, typer.Argument(help="Id, its beginning, or name.")],
-    as_json: JsonOption = False,
-) -> None:
+def show(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show one run: what it is, how it stands, its numbers, its files."""
     from tpcli.jobs import runs as jobs
 
-    found = jobs.find(run)
+    found = jobs.find(run, removed=None)
     if as_json:
         typer.echo(json.dumps(jobs.details(found), ensure_ascii=False, indent=2))
         return
     from rich.console import Console
 
+    from tpcli.cli.run_sheet import sheet
+
     Console(highlight=False).print(*sheet(found), sep="\n", soft_wrap=True)
 
 
-def _list(limit: int, as_json: bool) -> None:
-    from tpcli.jobs import runs as jobs
+@app.command("tag")
+def tag(
+    run: RunArgument,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Tags.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take them away.")] = False,
+) -> None:
+    """Tag a run or, as @group, several; @TAG is then the name of the group."""
+    from tpcli.jobs import curate
 
-    found = jobs.listing(limit)
-    if as_json:
-        records = [jobs.record(run) for run in found.runs]
-        typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
-        return
-    if not found.runs:
-        typer.echo(f"no runs in {jobs.runs_dir()} yet: tpcli train recipes/math.toml", err=True)
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for line in table(found.runs, console.width, time.time()):
-        console.print(line, soft_wrap=True)
-    footer = _footer(found.runs, found.total, time.time())
-    Console(stderr=True, highlight=False).print(footer, style="dim", soft_wrap=True)
+    for one in curate.tag([run], tags, remove=remove):
+        _say(one, ", ".join(one.tags) or "no tags")
 
 
-def table(runs: Sequence[Run], width: int, now: float) -> list[Text]:
-    """One line a run, under a head line. What does not fit is left out, the id never is."""
-    from rich.text import Text
+@app.command("note")
+def note(run: RunArgument, text: Annotated[str, typer.Argument(help='"" for none.')]) -> None:
+    """Write a note on a run, in place of the one that it has."""
+    from tpcli.jobs import curate
 
-    marks = [MARKS[run.status] for run in runs]
-    columns = fitting(_columns(runs, now), width - 1 - GAP)
-    lines = [Text(" " * (1 + GAP) + joined(columns, None), "dim")]
-    for row, (mark, style) in enumerate(marks):
-        lines.append(Text.assemble((mark, style), " " * GAP, joined(columns, row)))
-    return lines
+    one = curate.note(run, text)
+    _say(one, one.note or "no note")
 
 
-def _columns(runs: Sequence[Run], now: float) -> list[Column]:
-    from tpcli.cli.glyphs import sparkline
+@app.command("rename")
+def rename(run: RunArgument, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Give a run another name; its id stays."""
+    from tpcli.jobs import curate
 
-    sparks = [sparkline(run.reward_history, SPARKS) for run in runs]
-    rewards = [f"{_plain(run.reward_last):>4} {s}" for run, s in zip(runs, sparks, strict=True)]
-    held_out = [_change(run.sampled_first, run.sampled_last) for run in runs]
-    return [
-        Column("id", [run.id for run in runs], 0),
-        Column("name", [run.name + "*" * run.dirty for run in runs], 1),
-        Column("schedule", [schedule(run) for run in runs], 7),
-        Column("step", [_progress(run) for run in runs], 2, right=True),
-        Column("reward", rewards, 3),
-        Column("entropy", [_plain(run.entropy_last) for run in runs], 6, right=True),
-        Column("held-out", held_out, 4, right=True),
-        Column("age", [_age(now - run.created) for run in runs], 5, right=True),
-    ]
+    typer.echo(f"{curate.rename(run, name).id}  {name}")
 
 
-def _footer(runs: Sequence[Run], total: int, now: float) -> str:
-    parts = [f"{len(runs)} of {total}"]
-    if any(run.dirty for run in runs):
-        parts.append("* dirty tree")
-    for run in runs:
-        if run.status == "dead":
-            silence = _age(now - (run.heartbeat or run.created))
-            parts.append(f"☠ no heartbeat {silence}: tpcli resume {run.id}")
-            break
-    for run in runs:
-        if run.status == "failed":
-            parts.append(f"✗ {run.error or 'failed'}: tpcli runs show {run.id}")
-            break
-    return " · ".join(parts)
+@app.command("rm")
+def rm(runs: RunsArgument) -> None:
+    """Remove runs from every list. They can be restored until tpcli runs gc."""
+    from tpcli.jobs import curate
+
+    for one in curate.remove(runs):
+        _say(one, "removed")
+    typer.echo("back: tpcli runs restore RUN; for good: tpcli runs gc", err=True)
 
 
-def schedule(run: Run) -> str:
-    """Curve and window, "linear .1–.8"; the allocations too where they are not the usual one."""
-    from tpcli.cli.glyphs import allocation_name
+@app.command("restore")
+def restore(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or names.")],
+) -> None:
+    """Take removed runs back."""
+    from tpcli.jobs import curate
 
-    if run.allocation == "uniform":
-        return "uniform"
-    if run.allocation == "trajectory_percentile":
-        return _curve(run)
-    return f"{allocation_name(run.allocation)}·{_curve(run)}"
-
-
-def _curve(run: Run) -> str:
-    if run.curve == "constant" or run.window_start is None or run.window_end is None:
-        return run.curve
-    ends = (f"{end:g}".replace("0.", ".") for end in (run.window_start, run.window_end))
-    return f"{run.curve} {'–'.join(ends)}"
+    for one in curate.restore(runs):
+        _say(one, "restored")
 
 
-def _progress(run: Run) -> str:
-    return str(run.step) if run.step >= run.steps else f"{run.step}/{run.steps}"
+@app.command("gc")
+def gc(
+    older: Annotated[
+        float, typer.Option(metavar="DAYS", min=0.0, help="Removed at least so long ago.")
+    ] = 0.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Delete for good: removed runs, and what crashed writers left."""
+    from tpcli.errors import UsageError
+    from tpcli.jobs import curate
 
-
-def _plain(value: float | None) -> str:
-    from tpcli.cli.glyphs import number
-
-    return number(value)
-
-
-def _change(first: float | None, last: float | None) -> str:
-    return _plain(last) if first is None or first == last else f"{_plain(first)}→{_plain(last)}"
-
-
-def _age(seconds: float) -> str:
-    """The largest unit alone: 5s, 12m, 2h, 3d."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(seconds, 0):.0f}s"
-
-
-def sheet(run: Run) -> list[Text]:
-    """One run in full, as lines."""
-    from rich.text import Text
-
-    from tpcli.jobs import runs as jobs
-
-    mark, style = MARKS[run.status]
-    lines = [
-        Text.assemble((f"{mark} {run.status}", f"bold {style}"), f"  {run.name} · {run.id}"),
-        *(Text(f"  {text}", "red") for text in [run.error] if text),
-        *(Text(f"  {text}") for text in [run.hint] if text),
-        Text(),
-        *_facts(_identity(run)),
-        Text(),
-    ]
-    numbers = _numbers(run)
-    if numbers:
-        lines += [Text(f"{'':18}{'first':>7}{'last':>8}{'change':>9}", "dim"), *numbers, Text()]
-    lines += _evaluations(jobs.evaluations(run))
-    lines += _facts(_places(run))
-    commands = jobs.next_commands(run)
-    return lines + ([Text(), *(Text(f"  {command}") for command in commands)] if commands else [])
-
-
-def _facts(facts: Sequence[tuple[str, str]]) -> list[Text]:
-    from rich.text import Text
-
-    return [Text.assemble((f"{label:<12}", "dim"), text) for label, text in facts if text]
-
-
-def _identity(run: Run) -> list[tuple[str, str]]:
-    from tpcli.cli.glyphs import duration
-
-    moves = run.curve
-    if run.window_start is not None and run.window_end is not None and run.curve != "constant":
-        moves += f", window {run.window_start:g} to {run.window_end:g} of training"
-    credit = f"{run.allocation}, {moves}"
-    ended, seen = "", ""
-    if run.finished:
-        ended = f"{_moment(run.finished)}, after {duration(run.finished - run.created)}"
-    elif run.status == "dead" and run.heartbeat:
-        seen = f"{_moment(run.heartbeat)} ({_age(time.time() - run.heartbeat)} ago)"
-    horizon = "" if run.horizon == run.steps else f" (horizon {run.horizon})"
-    here = f"{run.host}, pid {run.pid}" if run.status == "running" else ""
-    return [
-        ("recipe", f"{run.recipe}, seed {run.seed}, fingerprint {run.fingerprint[:12]}"),
-        ("model", run.model),
-        ("credit", run.allocation if run.allocation == "uniform" else credit),
-        ("steps", f"{run.step} of {run.steps}{horizon}"),
-        ("code", " · ".join(text for text in (run.code, run.git and f"git {run.git}") if text)),
-        ("created", f"{_moment(run.created)} ({_age(time.time() - run.created)} ago)"),
-        ("ended", ended),
-        ("running on", here),
-        ("last seen", seen),
-        ("tags", ", ".join(run.tags)),
-        ("note", run.note),
-    ]
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _numbers(run: Run) -> list[Text]:
-    from rich.text import Text
-
-    from tpcli.cli.glyphs import signed
-
-    lines = []
-    for label, first, last in (
-        ("held-out, sampled", run.sampled_first, run.sampled_last),
-        ("held-out, greedy", run.greedy_first, run.greedy_last),
-        ("reward", run.reward_first, run.reward_last),
-        ("entropy", run.entropy_first, run.entropy_last),
-    ):
-        if first is not None and last is not None:
-            figures = f"{_plain(first):>7}{_plain(last):>8}{signed(last - first):>9}"
-            lines.append(Text.assemble((f"{label:<18}", "dim"), figures))
-    return lines
-
-
-def _evaluations(found: Sequence[Evaluation]) -> list[Text]:
-    """One line a result, newest first."""
-    from rich.text import Text
-
-    from tpcli.cli.columns import Column
-
+    found = curate.waste(older)
     if not found:
-        return []
+        typer.echo("nothing to delete", err=True)
+        return
+    for line in _wasted(found):
+        typer.echo(line)
+    whole = _disk(sum(one.bytes for one in found))
+    if dry_run:
+        typer.echo(f"would free {whole}", err=True)
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"this would delete {whole} for good", hint="add --yes")
+        typer.confirm(f"delete {whole} for good?", abort=True, err=True)
+    typer.echo(f"freed {_disk(curate.collect(found))}")
+
+
+def _wasted(found: Sequence[Waste]) -> list[str]:
+    from tpcli.cli.columns import Column, joined
+    from tpcli.cli.runs_list import age
+
+    now = time.time()
     columns = [
-        Column("bench", [one.bench for one in found], 0),
-        Column("step", [str(one.step) for one in found], 0, right=True),
-        Column("accuracy", [f"avg@{one.n} {_plain(one.value)}" for one in found], 0),
-        Column("95% CI", [f"[{_plain(one.low)}, {_plain(one.high)}]" for one in found], 0),
-        Column("questions", [f"{one.questions:,}" for one in found], 0, right=True),
-        Column("verifier", [one.verifier for one in found], 0),
+        Column("id", [one.run.id if one.run else one.path.name for one in found], 0),
+        Column("name", [one.run.name if one.run else "left by a crash" for one in found], 0),
+        Column(
+            "removed",
+            [f"{age(now - (one.run.removed or now))} ago" if one.run else "" for one in found],
+            0,
+        ),
+        Column("disk", [_disk(one.bytes) for one in found], 0, right=True),
     ]
-    rows = [Text(joined(columns, row)) for row in range(len(found))]
-    return [Text(joined(columns, None), "dim"), *rows, Text()]
+    return [joined(columns, row) for row in (None, *range(len(found)))]
 
 
-def _places(run: Run) -> list[tuple[str, str]]:
-    from tpcli.jobs import runs as jobs
+def _disk(size: float) -> str:
+    """Bytes with the largest unit that leaves at least one: 512 B, 1.5 MB, 12 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
-    mirrored = jobs.mlflow(run)
-    mlflow = f"run {mirrored['run_id']}, up to step {mirrored['logged_step']}" if mirrored else ""
-    return [
-        ("folder", str(run.folder)),
-        ("files", ", ".join(jobs.files(run))),
-        ("checkpoints", ", ".join(jobs.checkpoints(run))),
-        ("mlflow", mlflow),
-    ]
+
+def _say(run: Run, text: str) -> None:
+    typer.echo(f"{run.id}  {run.name}  {text}")

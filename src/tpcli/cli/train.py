@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -97,6 +97,13 @@ def _finish(
     recipe: Recipe, as_json: bool, work: Callable[[Callable[[Snapshot], None]], Snapshot]
 ) -> None:
     """Show the run while it works, then how it ended; exit with its code."""
+    last = watch(recipe, work)
+    tell(last, recipe, as_json)
+    raise typer.Exit(last.exit_code)
+
+
+def watch(recipe: Recipe, work: Callable[[Callable[[Snapshot], None]], Snapshot]) -> Snapshot:
+    """Show the run while it works."""
     from rich.console import Console
 
     from tpcli.cli import render
@@ -104,15 +111,22 @@ def _finish(
     display = render.Display(Console(stderr=True))
     display.start()
     try:
-        last = work(lambda snapshot: display.update(_view(snapshot, recipe)))
+        return work(lambda snapshot: display.update(_view(snapshot, recipe)))
     finally:
         display.stop()
+
+
+def tell(last: Snapshot, recipe: Recipe, as_json: bool, **more: Any) -> None:
+    """How a run ended; ``more`` is added to the JSON."""
+    from rich.console import Console
+
+    from tpcli.cli import render
+
     view = _view(last, recipe)
     if as_json:
-        typer.echo(json.dumps(render.summary_json(view)))
+        typer.echo(json.dumps(render.summary_json(view) | more, ensure_ascii=False))
     else:
         Console().print(render.summary(view))
-    raise typer.Exit(last.exit_code)
 
 
 def _view(snapshot: Snapshot, recipe: Recipe) -> RunView:

@@ -67,19 +67,27 @@ Observer = Callable[[Snapshot], None]
 
 
 def supervise(
-    run_dir: Path, launch: LaunchSection, observe: Observer, *, new_horizon: bool = False
+    run_dir: Path,
+    launch: LaunchSection,
+    observe: Observer,
+    *,
+    new_horizon: bool = False,
+    bare: bool = False,
 ) -> Snapshot:
     """Run the worker to its end; returns the last snapshot, whose state says how it ended.
 
     The first Ctrl-C, SIGTERM or SIGHUP asks the worker to stop after its step, the second
     kills it.
+
+    Args:
+        bare: somebody else mirrors the run to MLflow and draws its figures.
     """
     with _alone(run_dir):
-        return _supervise(run_dir, launch, observe, new_horizon)
+        return _supervise(run_dir, launch, observe, new_horizon, bare)
 
 
 def _supervise(
-    run_dir: Path, launch: LaunchSection, observe: Observer, new_horizon: bool
+    run_dir: Path, launch: LaunchSection, observe: Observer, new_horizon: bool, bare: bool
 ) -> Snapshot:
     for name in (folder.STOP, folder.FAILURE, folder.PROGRESS):
         (run_dir / name).unlink(missing_ok=True)
@@ -88,7 +96,7 @@ def _supervise(
     watch.write_state("running")
     with _worker(run_dir, launch, new_horizon) as worker, _signals(run_dir, worker, watch):
         _index(registry, run_dir)
-        target = tracking(run_dir)
+        target = None if bare else tracking(run_dir)
         mirror = MirrorThread(run_dir, *target) if target else None
         if mirror:
             mirror.start()
@@ -101,7 +109,7 @@ def _supervise(
                 watch.write_state("running")
                 _index(registry, run_dir)
     watch.conclude(worker.returncode)
-    warnings = _draw(run_dir)
+    warnings = () if bare else draw_figures(run_dir)
     _index(registry, run_dir)
     if mirror:
         mirror.stop(MLFLOW_PATIENCE)
@@ -353,8 +361,8 @@ def newest_checkpoint(run_dir: Path) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def _draw(run_dir: Path) -> tuple[str, ...]:
-    """Draw the run's figures; a figure that fails must not fail the run."""
+def draw_figures(run_dir: Path) -> tuple[str, ...]:
+    """Draw the run's figures; a figure that fails must not fail the run, and is told of."""
     from tpcli.analysis.figures import draw
 
     try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,21 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """The checkpoint of another run that a fork goes on from."""
+
+    run: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """A recipe that is ready to run, and what it will be called."""
+    """A recipe that is ready to run, and what it will be called.
+
+    Attributes:
+        parent: of a fork.
+        fill: puts what a fork starts from into the new folder, before anybody sees it.
+    """
 
     loaded: Loaded
     name: str
@@ -41,6 +55,8 @@ class Plan:
     note: str
     fingerprint: str
     argv: tuple[str, ...]
+    parent: Parent | None = None
+    fill: Callable[[Path], None] | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -64,12 +80,7 @@ def plan(
         RecipeError, UsageError: the recipe or the name is not usable.
     """
     loaded = load_recipe(path, overrides=overrides, seed=seed)
-    for word in (*([name] if name else []), *tags):
-        if not _NAME.fullmatch(word):
-            raise UsageError(
-                f'"{word}" cannot be a name or a tag',
-                hint="use up to 100 letters, digits, dots, underscores and hyphens",
-            )
+    check_words(*([name] if name else []), *tags)
     return Plan(
         loaded=loaded,
         name=name or default_name(path, loaded.recipe),
@@ -78,6 +89,30 @@ def plan(
         fingerprint=fingerprint(loaded.recipe),
         argv=tuple(argv),
     )
+
+
+def check_words(*words: str) -> None:
+    """Names and tags: letters, digits, ``.``, ``_`` and ``-``. UsageError for anything else."""
+    for word in words:
+        if not _NAME.fullmatch(word):
+            raise UsageError(
+                f'"{word}" cannot be a name or a tag',
+                hint="use up to 100 letters, digits, dots, underscores and hyphens",
+            )
+
+
+def identity_of(recipe: Recipe, parent: Parent | None) -> str:
+    """Fingerprint of what a run does: of a fork, its recipe and where it begins."""
+    if parent is None:
+        return fingerprint(recipe)
+    text = f"{fingerprint(recipe)} from {parent.run}@{parent.step}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parent_of(run_dir: Path) -> Parent | None:
+    """Of a fork; None of any other run."""
+    told = folder.read_json(run_dir / folder.RUN).get("parent")
+    return Parent(str(told["run"]), int(told["step"])) if told else None
 
 
 def default_name(path: Path, recipe: Recipe) -> str:
@@ -120,7 +155,7 @@ def create(plan: Plan) -> Path:
     """
     base = runs_dir()
     base.mkdir(parents=True, exist_ok=True)
-    run_id = _new_id(base)
+    run_id = new_id(base)
     aside = base / f".{run_id}.partial"
     aside.mkdir()
     try:
@@ -131,6 +166,8 @@ def create(plan: Plan) -> Path:
         facts = provenance(plan.argv, plan.loaded.path, seeds, {})
         folder.write_json_atomic(aside / folder.PROVENANCE, facts)
         folder.write_json_atomic(aside / folder.RUN, _identity(plan, run_id))
+        if plan.fill:
+            plan.fill(aside)
         aside.rename(base / run_id)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -188,9 +225,11 @@ class Resumption:
     new_horizon: bool
 
 
-def resume(ready: Resumption, observe: Observer) -> Snapshot:
-    """Go on from the newest checkpoint to the end."""
-    return supervise(ready.run_dir, ready.recipe.launch, observe, new_horizon=ready.new_horizon)
+def resume(ready: Resumption, observe: Observer, *, bare: bool = False) -> Snapshot:
+    """Go on from the newest checkpoint to the end. ``bare``: as ``supervise`` has it."""
+    return supervise(
+        ready.run_dir, ready.recipe.launch, observe, new_horizon=ready.new_horizon, bare=bare
+    )
 
 
 def prepare(key: str, *, steps: int | None = None, horizon: int | None = None) -> Resumption:
@@ -243,7 +282,7 @@ def _moved(run: Run, recipe: Recipe, steps: int, horizon: int | None) -> Recipe:
     identity |= {
         "steps": moved.train.steps,
         "horizon": moved.horizon,
-        "fingerprint": fingerprint(moved),
+        "fingerprint": identity_of(moved, parent_of(run.folder)),
     }
     folder.write_json_atomic(run.folder / folder.RUN, identity)
     return moved
@@ -286,11 +325,13 @@ def _identity(plan: Plan, run_id: str) -> dict[str, Any]:
         "note": redact(plan.note),
         "code": code_identity(),
         "git": git_label(plan.loaded.path.resolve().parent),
+        **({"parent": asdict(plan.parent)} if plan.parent else {}),
     }
 
 
-def _new_id(base: Path) -> str:
+def new_id(base: Path, length: int = 7) -> str:
+    """A name that no file in ``base`` has: ``length`` random characters of base32."""
     while True:
-        run_id = "".join(secrets.choice(_ALPHABET) for _ in range(7))
-        if not (base / run_id).exists():
-            return run_id
+        name = "".join(secrets.choice(_ALPHABET) for _ in range(length))
+        if not (base / name).exists():
+            return name

@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tpcli.errors import TpcliError
 
 RECIPE = "recipe.toml"
 RESOLVED = "resolved.toml"
@@ -25,6 +29,23 @@ FAILURE = "failure.json"
 MLFLOW = "mlflow.json"
 CHECKPOINTS = "checkpoints"
 FIGURES = "figures"
+
+
+class BrokenFolderError(TpcliError):
+    """A run folder that cannot be read as one."""
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """What is incomplete or damaged on disk becomes a BrokenFolderError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BrokenFolderError(
+            f"cannot read {what}: {reason}",
+            hint="restore the file, or move the folder out of the runs folder",
+        ) from error
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -75,3 +96,18 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{METRICS}, line {number}: {error!r}") from error
     return [by_step[step] for step in sorted(by_step)]
+
+
+def last_step(run_dir: Path) -> int:
+    """The step of the last whole line of metrics.jsonl; 0 where there is none to read."""
+    try:
+        with (run_dir / METRICS).open("rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - _TAIL, 0))
+            lines = file.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["step"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
+
+
+_TAIL = 65_536
+"""Bytes at the end of a file that hold at least one line of metrics."""

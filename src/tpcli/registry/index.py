@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +23,10 @@ def row_of(run_dir: Path) -> RunRow:
     if run["id"] != run_dir.name:
         raise ValueError(f"holds run {run['id']}; a run's folder carries its id as its name")
     lines = folder.read_metrics(run_dir)
-    start, end = _window(run_dir)
+    recipe = _recipe(run_dir)
+    start, end = _window(recipe)
+    parent = run.get("parent") or {"run": None, "step": None}
+    removed = run.get("removed")
     return RunRow(
         **{k: str(run[k]) for k in ("id", "name", "fingerprint", "recipe", "model")},
         **{k: str(run[k]) for k in ("allocation", "curve", "code")},
@@ -33,6 +36,11 @@ def row_of(run_dir: Path) -> RunRow:
         tags=[str(tag) for tag in run.get("tags") or ()],
         window_start=start,
         window_end=end,
+        parent=None if parent["run"] is None else str(parent["run"]),
+        parent_step=None if parent["step"] is None else int(parent["step"]),
+        removed=None if removed is None else float(removed),
+        settings=dict(_flat(recipe)),
+        metrics=_last(lines),
         **_state(run_dir),
         **_numbers(lines),
     )
@@ -91,13 +99,50 @@ def _state(run_dir: Path) -> dict[str, Any]:
     return {"status": state["status"], **{key: state.get(key) for key in optional}}
 
 
-def _window(run_dir: Path) -> tuple[float | None, float | None]:
-    """The window of the first allocation's magnitude, where it has one."""
+def _recipe(run_dir: Path) -> dict[str, Any]:
+    """The resolved recipe, as TOML has it; empty where there is none."""
     try:
-        text = (run_dir / folder.RESOLVED).read_text(encoding="utf-8")
+        return tomllib.loads((run_dir / folder.RESOLVED).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None, None
-    credit = tomllib.loads(text).get("credit", {})
+        return {}
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a table, by its dotted key."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: what JSON lacks (an infinity, a date) becomes text."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _last(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The last finite value of every metric that is one number."""
+    return {
+        key: float(value)
+        for line in lines
+        for key, value in line.items()
+        if key not in ("step", "time")
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
+
+
+def _window(recipe: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The window of the first allocation's magnitude, where it has one."""
+    credit = recipe.get("credit", {})
     named = credit.get("allocation", ())
     first = [named] if isinstance(named, str) else [*named]
     own = credit.get(first[0], {}).get("magnitude") if first else None

@@ -115,6 +115,72 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
+    # 3: what a run came from, whether it was removed, its recipe and its last metrics. The two new
+    # JSON columns are filled from the folders afterwards: 'null' marks a row not read again yet
+    (
+        "ALTER TABLE runs RENAME TO runs_before",
+        """
+        CREATE TABLE runs (
+            id TEXT NOT NULL,
+            name TEXT NOT NULL,
+            created FLOAT NOT NULL,
+            fingerprint TEXT NOT NULL,
+            seed INTEGER NOT NULL,
+            recipe TEXT NOT NULL,
+            model TEXT NOT NULL,
+            allocation TEXT NOT NULL,
+            curve TEXT NOT NULL,
+            window_start FLOAT,
+            window_end FLOAT,
+            steps INTEGER NOT NULL,
+            horizon INTEGER NOT NULL,
+            tags JSON NOT NULL,
+            note TEXT NOT NULL,
+            code TEXT NOT NULL,
+            git TEXT NOT NULL,
+            status TEXT NOT NULL,
+            pid INTEGER,
+            pid_started FLOAT,
+            host TEXT,
+            heartbeat FLOAT,
+            finished FLOAT,
+            exit_code INTEGER,
+            error TEXT,
+            hint TEXT,
+            step INTEGER NOT NULL,
+            reward_first FLOAT,
+            reward_last FLOAT,
+            entropy_first FLOAT,
+            entropy_last FLOAT,
+            sampled_first FLOAT,
+            sampled_last FLOAT,
+            greedy_first FLOAT,
+            greedy_last FLOAT,
+            reward_history JSON NOT NULL,
+            parent TEXT,
+            parent_step INTEGER,
+            removed FLOAT,
+            settings JSON NOT NULL,
+            metrics JSON NOT NULL,
+            PRIMARY KEY (id)
+        )
+        """,
+        """
+        INSERT INTO runs
+        SELECT id, name, created, fingerprint, seed, recipe, model, allocation, curve,
+               window_start, window_end, steps, horizon, tags, note, code, git, status, pid,
+               pid_started, host, heartbeat, finished, exit_code, error, hint, step,
+               reward_first, reward_last, entropy_first, entropy_last, sampled_first,
+               sampled_last, greedy_first, greedy_last, reward_history,
+               NULL, NULL, NULL, 'null', '{}'
+        FROM runs_before
+        """,
+        "DROP TABLE runs_before",
+        "CREATE INDEX runs_by_name ON runs (name)",
+        "CREATE INDEX runs_by_created ON runs (created)",
+        "CREATE INDEX runs_by_fingerprint ON runs (fingerprint)",
+        "CREATE INDEX runs_unread ON runs (id) WHERE settings = 'null'",
+    ),
 )
 LATEST = len(MIGRATIONS)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Float, Index, Integer, Text
+from typing import Any
+
+from sqlalchemy import JSON, Float, Index, Integer, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -16,6 +18,7 @@ class Base(DeclarativeBase):
         list[str]: JSON,
         list[float]: JSON,
         dict[str, float]: JSON,
+        dict[str, Any]: JSON,
     }
 
 
@@ -60,11 +63,17 @@ class RunRow(Base):
     greedy_first: Mapped[float | None]
     greedy_last: Mapped[float | None]
     reward_history: Mapped[list[float]]
+    parent: Mapped[str | None]
+    parent_step: Mapped[int | None]
+    removed: Mapped[float | None]
+    settings: Mapped[dict[str, Any]]  # the widest come last: the others are read without them
+    metrics: Mapped[dict[str, float]]
 
     __table_args__ = (
         Index("runs_by_name", "name"),
         Index("runs_by_created", "created"),
         Index("runs_by_fingerprint", "fingerprint"),
+        Index("runs_unread", "id", sqlite_where=text("settings = 'null'")),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 from tpcli.names import RunStatus
 from tpcli.registry import folder
@@ -29,6 +29,10 @@ class Run:
         step: the last step with metrics; 0 before the first.
         sampled_first, sampled_last, greedy_first, greedy_last: held-out accuracy.
         reward_history: mean reward over the run, averaged down to a few values.
+        parent, parent_step: the run and the step that it was forked from.
+        removed: when it was removed; its folder stays until ``tpcli runs gc``.
+        settings: the resolved recipe by dotted key.
+        metrics: the last finite value of every metric that is one number.
     """
 
     folder: Path
@@ -68,6 +72,11 @@ class Run:
     greedy_first: float | None
     greedy_last: float | None
     reward_history: tuple[float, ...]
+    parent: str | None
+    parent_step: int | None
+    removed: float | None
+    settings: dict[str, Any] = field(hash=False)
+    metrics: dict[str, float] = field(hash=False)
 
     @property
     def status(self) -> RunStatus:
@@ -84,6 +93,14 @@ class Run:
     def dirty(self) -> bool:
         """The working tree held uncommitted changes."""
         return self.git.endswith("+dirty")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Where a value of a run stands: in a column, or in the settings or metrics under a name."""
+
+    place: Literal["column", "settings", "metrics"]
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,27 @@
-"""runs/registry.db: an index over the run folders, which can be rebuilt from them at any time."""
+"""runs/registry.db: an index over the run folders, which can be rebuilt from them at any time.
+
+Reading loads ``sqlite3`` and nothing else, so a list of runs is there at once.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import sqlite3
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import URL, Engine, NullPool, create_engine, delete, event, func, select
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.orm import Session
-
-from tpcli.errors import NotFoundError, TpcliError
-from tpcli.registry import folder, migrations
-from tpcli.registry.index import comparisons_of, evaluation_of, row_of
-from tpcli.registry.models import ComparisonRow, EvaluationRow, RunRow
-from tpcli.registry.run import Comparison, Evaluation, Run
+from tpcli.errors import NotFoundError
+from tpcli.registry import database, folder, migrations
+from tpcli.registry.folder import BrokenFolderError, readable
+from tpcli.registry.run import Comparison, Evaluation, Key, Run
 
 DATABASE = "registry.db"
-
-
-class BrokenFolderError(TpcliError):
-    """A run folder that cannot be read as one."""
+FILLED_AT_ONCE = 100
+"""Rows that are filled from their folders in one transaction after a migration."""
 
 
 class Registry:
@@ -37,6 +33,7 @@ class Registry:
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
         self.path = runs_dir / DATABASE
+        self._ready = False
 
     # writing
 
@@ -47,12 +44,10 @@ class Registry:
             BrokenFolderError: the folder is incomplete or damaged.
             TpcliError: the database cannot be written.
         """
+        from tpcli.registry.index import row_of
+
         self._recover()
-        with self._session(write=True) as session:
-            # Read inside the transaction: of two writers, the later one has read the later state.
-            with _readable(f"the run in {run_dir}"):
-                row = row_of(run_dir)
-            session.merge(row)
+        self._put(lambda: [row_of(run_dir)], f"the run in {run_dir}")
 
     def index_evaluation(self, path: Path) -> None:
         """Bring the row of one result up to date with its file.
@@ -61,20 +56,25 @@ class Registry:
             BrokenFolderError: the file is incomplete or damaged.
             TpcliError: the database cannot be written.
         """
+        from tpcli.registry.index import evaluation_of
+
         self._recover()
-        with self._session(write=True) as session:
-            with _readable(f"the result {path}"):
-                row = evaluation_of(self.runs_dir, path)
-            session.merge(row)
+        self._put(lambda: [evaluation_of(self.runs_dir, path)], f"the result {path}")
 
     def index_comparison(self, path: Path) -> None:
         """Bring the rows of one comparison up to date with its file. Raises as the above."""
+        from tpcli.registry.index import comparisons_of
+
         self._recover()
-        with self._session(write=True) as session:
-            with _readable(f"the comparison {path}"):
-                rows = comparisons_of(self.runs_dir, path)
-            for row in rows:
-                session.merge(row)
+        self._put(lambda: comparisons_of(self.runs_dir, path), f"the comparison {path}")
+
+    def forget(self, run_id: str) -> None:
+        """Drop the rows of a run whose folder is gone, and those of its results."""
+        self._make_ready()
+        database.change(self.path, "DELETE FROM runs WHERE id = ?", [run_id])
+        for table in ("evaluations", "comparisons"):
+            below = f"DELETE FROM {table} WHERE substr(path, 1, length(?)) = ?"
+            database.change(self.path, below, [f"{run_id}/", f"{run_id}/"])
 
     def rebuild(self, report: Callable[[str], None] = lambda message: None) -> int:
         """Forget every row, read every folder, and return how many runs there are.
@@ -82,50 +82,49 @@ class Registry:
         A broken folder is left out, and reported. A database damaged beyond reading is set aside.
         Each folder is its own transaction: runs may go on training, and begin, meanwhile.
         """
-        if self.path.exists() and self._is_damaged():
+        if self.path.exists() and database.is_damaged(self.path):
             aside = self.path.with_name(f"{DATABASE}.damaged-{int(time.time())}")
             self.path.rename(aside)
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(DATABASE + suffix).unlink(missing_ok=True)
             report(f"{self.path} was damaged; kept as {aside.name}")
         self.migrate()
-        listed = self.folders()
-        keep: set[str] = set()
-        for run_dir in listed:
-            try:
-                self.index(run_dir)
-                keep.add(run_dir.name)
-            except BrokenFolderError as error:
-                report(error.message)
-        count = len(keep)
-        with self._session(write=True) as session:
-            keep |= {path.name for path in self.folders()} - {path.name for path in listed}
-            session.execute(delete(RunRow).where(RunRow.id.not_in(keep)))
-        self._rebuild_evaluations(report)
-        return count
+        whole = self._read_again(self.folders, self.index, "runs", "id", report)
+        self._read_again(self.results, self.index_evaluation, "evaluations", "path", report)
+        self._read_again(self.versus, self.index_comparison, "comparisons", "path", report)
+        return whole
 
-    def _rebuild_evaluations(self, report: Callable[[str], None]) -> None:
-        for files, index, row in (
-            (self.results, self.index_evaluation, EvaluationRow),
-            (self.versus, self.index_comparison, ComparisonRow),
-        ):
-            listed, broken = files(), set()
-            for path in listed:
-                try:
-                    index(path)
-                except BrokenFolderError as error:
-                    broken.add(path)
-                    report(error.message)
-            with self._session(write=True) as session:
-                # Those that came meanwhile stay: the files are listed again, under the write lock.
-                keep = {p.relative_to(self.runs_dir).as_posix() for p in {*files()} - broken}
-                session.execute(delete(row).where(row.path.not_in(keep)))
+    def _read_again(
+        self,
+        listed: Callable[[], Sequence[Path]],
+        index: Callable[[Path], None],
+        table: str,
+        key: str,
+        report: Callable[[str], None],
+    ) -> int:
+        """Index every path; drop the rows of the others. How many could be read."""
+        broken: set[Path] = set()
+        paths = listed()
+        for path in paths:
+            try:
+                index(path)
+            except BrokenFolderError as error:
+                broken.add(path)
+                report(error.message)
+        with database.opened(self.path) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            # Those that came meanwhile stay: the files are listed again, under the write lock.
+            keep = [p.relative_to(self.runs_dir).as_posix() for p in {*listed()} - broken]
+            kept = "(SELECT value FROM json_each(?))"
+            connection.execute(f"DELETE FROM {table} WHERE {key} NOT IN {kept}", [json.dumps(keep)])
+        return len(paths) - len(broken)
 
     # reading
 
     def folders(self) -> list[Path]:
-        """The run folders: those that hold a run.json."""
-        return sorted(path.parent for path in self.runs_dir.glob(f"*/{folder.RUN}"))
+        """The run folders: those that hold a run.json and are not being written or deleted."""
+        found = (path.parent for path in self.runs_dir.glob(f"*/{folder.RUN}"))
+        return sorted(path for path in found if not path.name.startswith("."))
 
     def results(self) -> Sequence[Path]:
         """The results of evaluations, of runs and of models that belong to none."""
@@ -137,85 +136,141 @@ class Registry:
 
     def _below_evals(self, pattern: str) -> Sequence[Path]:
         found = (self.runs_dir.glob(f"{place}/evals/{pattern}") for place in ("*", "models/*"))
-        return sorted(path for paths in found for path in paths)
+        paths = (path for paths in found for path in paths)
+        hidden = len(self.runs_dir.parts)
+        return sorted(path for path in paths if not path.parts[hidden].startswith("."))
 
     def comparisons(self) -> Sequence[Comparison]:
         """Comparisons of two policies by benchmark, newest first."""
-        newest = (ComparisonRow.created.desc(), ComparisonRow.path, ComparisonRow.bench)
-        self._recover()
-        if not self.path.exists():
-            return []
-        columns = [column.key for column in ComparisonRow.__table__.columns]
-        with self._session() as session:
-            return [
-                Comparison(**{key: getattr(row, key) for key in columns})
-                for row in session.scalars(select(ComparisonRow).order_by(*newest))
-            ]
+        found = self._rows("SELECT * FROM comparisons ORDER BY created DESC, path, bench")
+        return [Comparison(**row) for row in found]
 
     def evaluations(self, *, run: str | None = None, bench: str | None = None) -> list[Evaluation]:
         """Results of evaluations, newest first."""
-        statement = select(EvaluationRow).order_by(EvaluationRow.created.desc(), EvaluationRow.path)
-        if run is not None:
-            statement = statement.where(EvaluationRow.run == run)
-        if bench is not None:
-            statement = statement.where(EvaluationRow.bench == bench)
-        self._recover()
-        if not self.path.exists():
-            return []
-        columns = [column.key for column in EvaluationRow.__table__.columns]
-        with self._session() as session:
-            return [
-                Evaluation(**{key: getattr(row, key) for key in columns})
-                for row in session.scalars(statement)
-            ]
+        wanted = {k: v for k, v in (("run", run), ("bench", bench)) if v is not None}
+        where = " AND ".join(f"{column} = ?" for column in wanted) or "true"
+        found = self._rows(
+            f"SELECT * FROM evaluations WHERE {where} ORDER BY created DESC, path",
+            [*wanted.values()],
+        )
+        return [Evaluation(**row | {"passed": json.loads(row["passed"])}) for row in found]
 
-    def list(self, *, limit: int | None = None) -> list[Run]:
-        """Runs, newest first."""
-        return [*self._runs(select(RunRow).order_by(*_NEWEST).limit(limit))]
+    def list(self, *, limit: int | None = None, removed: bool | None = False) -> list[Run]:
+        """Runs, newest first: those that are kept, the removed ones, or (None) both."""
+        return [*self._runs(_KEPT[removed], limit=limit)]
 
-    def count(self) -> int:
-        """How many runs there are."""
-        self._recover()
-        if not self.path.exists():
-            return 0
-        with self._session() as session:
-            return session.scalar(select(func.count()).select_from(RunRow)) or 0
+    def under_way(self, *, removed: bool = False) -> Sequence[Run]:
+        """Runs that were last recorded as not at their end, newest first."""
+        return self._runs(f"{_KEPT[removed]} AND status IN ('created', 'running')")
+
+    def get(self, ids: Sequence[str]) -> Sequence[Run]:
+        """The runs with these ids, in this order; those that do not exist are left out."""
+        found = self._runs("id IN (SELECT value FROM json_each(?))", [json.dumps([*ids])])
+        by_id = {run.id: run for run in found}
+        return [by_id[run_id] for run_id in ids if run_id in by_id]
+
+    def values(self, keys: Sequence[Key], *, removed: bool = False) -> Sequence[tuple[Any, ...]]:
+        """The id of every run, newest first, and what stands at each key; None for nothing."""
+        selected = ["id", *(key.name for key in keys if key.place == "column")]
+        paths = {}
+        for place in ("settings", "metrics"):
+            named = [key.name for key in keys if key.place == place]
+            paths[place] = named
+            if named:  # of one path alone SQLite would make true 1
+                arguments = ", ".join("?" for _ in (*named, ""))
+                selected.append(f"json_extract({place}, {arguments}) AS {place}")
+        asked = [_path(name) for named in paths.values() if named for name in (*named, named[0])]
+        found = self._rows(
+            f"SELECT {', '.join(dict.fromkeys(selected))} FROM runs "
+            f"WHERE {_KEPT[removed]} ORDER BY {_NEWEST}",
+            asked,
+        )
+        for row in found:
+            for place, named in paths.items():
+                if named:
+                    row[place] = dict(zip(named, json.loads(row[place]), strict=False))
+        return [
+            (
+                row["id"],
+                *(row[k.name] if k.place == "column" else row[k.place][k.name] for k in keys),
+            )
+            for row in found
+        ]
+
+    def has(self, key: Key) -> bool:
+        """Whether any run, removed or not, has something at a key."""
+        is_column = key.place == "column"
+        held = key.name if is_column else f"json_type({key.place}, ?)"
+        sql = f"SELECT 1 FROM runs WHERE {held} IS NOT NULL LIMIT 1"
+        return bool(self._rows(sql, [] if is_column else [_path(key.name)]))
+
+    def names(self, place: Literal["settings", "metrics"]) -> set[str]:
+        """The keys of every run's settings, or metrics."""
+        found = self._rows(f"SELECT DISTINCT key FROM runs, json_each(runs.{place})")
+        return {row["key"] for row in found}
+
+    def count(self, *, removed: bool = False) -> int:
+        """How many runs there are, not counting the removed ones; or of these."""
+        found = self._rows(f"SELECT count(*) AS runs FROM runs WHERE {_KEPT[removed]}")
+        return int(found[0]["runs"]) if found else 0
 
     def newest_finished(self) -> Run | None:
         """The run created last, of those that reached their end."""
-        return self._first(select(RunRow).where(RunRow.status == "finished"))
+        return self._first("status = 'finished'")
 
     def same(self, fingerprint: str, code: str) -> Run | None:
         """A finished run of this resolved recipe by this code: the newest."""
-        return self._first(
-            select(RunRow).where(
-                RunRow.status == "finished",
-                RunRow.fingerprint == fingerprint,
-                RunRow.code == code,
-            )
-        )
+        where = "status = 'finished' AND fingerprint = ? AND code = ?"
+        return self._first(where, [fingerprint, code])
 
-    def find(self, key: str) -> Run:
+    def forks(self, run_id: str) -> Sequence[Run]:
+        """The runs that were forked from one, the oldest first."""
+        found = self._runs(f"{_KEPT[False]} AND parent = ?", [run_id])
+        return sorted(found, key=lambda run: (run.created, run.id))
+
+    def find(self, key: str, *, removed: bool | None = False) -> Run:
         """The run with this id, this start of an id, or this name.
+
+        Args:
+            removed: look at the kept runs, at the removed ones (True), or at both (None), where
+                a kept one comes before a removed one.
 
         Raises:
             NotFoundError: there is none, or more than one; the hint lists what was meant.
         """
-        runs = self.list()
-        exact = [run for run in runs if run.id == key]
-        found = exact or [
-            run for run in runs if run.name == key or (key and run.id.startswith(key))
-        ]
+        every = self._rows(
+            "SELECT id, name, removed FROM runs WHERE id = ? OR name = ? "
+            f"OR (? != '' AND substr(id, 1, length(?)) = ?) ORDER BY {_NEWEST}",
+            [key] * 5,
+        )
+        every = [row for row in every if row["id"] == key] or every
+        kept = [row for row in every if row["removed"] is None]
+        gone = [row for row in every if row["removed"] is not None]
+        found = gone if removed else kept or (gone if removed is None else [])
         if len(found) == 1:
-            return found[0]
+            return self.get([found[0]["id"]])[0]
         if found:
             raise NotFoundError(
                 f"{key} could be any of {len(found)} runs",
-                hint="type more of the id: " + ", ".join(f"{r.id} ({r.name})" for r in found[:8]),
+                hint="type more of the id: "
+                + ", ".join(f"{row['id']} ({row['name']})" for row in found[:8]),
             )
-        raise NotFoundError(
-            f"no run {key or '(empty)'} in {self.runs_dir}", hint=_nearest(key, runs)
-        )
+        if every and removed:
+            raise NotFoundError(
+                f"run {every[0]['id']} is not removed", hint="those that are: tpcli runs --removed"
+            )
+        if every:
+            run_id = every[0]["id"]
+            raise NotFoundError(f"run {run_id} was removed", hint=f"tpcli runs restore {run_id}")
+        raise NotFoundError(f"no run {key or '(empty)'} in {self.runs_dir}", hint=self._near(key))
+
+    def _near(self, key: str) -> str:
+        found = self._rows(f"SELECT id, name FROM runs WHERE {_KEPT[False]} ORDER BY {_NEWEST}")
+        if not found:
+            return "there are no runs yet: tpcli train recipes/math.toml"
+        words = dict.fromkeys(word for row in found for word in (row["id"], row["name"]))
+        near = difflib.get_close_matches(key, words, n=3)
+        return f"did you mean {' or '.join(near)}?" if near else "tpcli runs lists them"
 
     # looking after the database
 
@@ -223,29 +278,32 @@ class Registry:
         """The schema version as it stands, without migrating; None where there is no database."""
         if not self.path.exists():
             return None
-        with self._plain() as connection:
+        with database.opened(self.path) as connection:
             return migrations.version_of(connection)
 
     def migrate(self) -> Sequence[Path]:
-        """Bring the schema up to date now; the copies made before doing so."""
-        with self._translated():
+        """Bring the schema, and rows of an older one, up to date; the copies made before."""
+        with database.translated(self.path):
             self.runs_dir.mkdir(parents=True, exist_ok=True)
-            return migrations.migrate(self.path)
+            copies = migrations.migrate(self.path)
+        self._fill()
+        self._ready = True
+        return copies
 
     def backup(self, target: Path) -> None:
         """Copy the database, also while others write to it."""
         if not self.path.exists():
             raise NotFoundError(f"no {self.path}", hint="tpcli db rebuild")
-        with self._translated():
+        with database.translated(self.path):
             migrations.backup(self.path, target)
 
     def check(self) -> Sequence[str]:
         """What is wrong: damage in the file, rows without a folder, folders without a row."""
         if not self.path.exists():
             return [f"no {self.path}"] if self.folders() else []
-        with self._plain() as connection:
+        with database.opened(self.path) as connection:
             damage = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-        rows = {run.id for run in self.list()}
+        rows = {row["id"] for row in self._rows("SELECT id FROM runs")}
         folders = {path.name for path in self.folders()}
         known = {evaluation.path for evaluation in self.evaluations()}
         results = {path.relative_to(self.runs_dir).as_posix() for path in self.results()}
@@ -264,100 +322,85 @@ class Registry:
         if not self.path.exists() and (self.folders() or self.results()):
             self.rebuild()
 
-    def _runs(self, statement: Any) -> Sequence[Run]:
+    def _make_ready(self) -> None:
+        if not self._ready:
+            self.migrate()
+
+    def _put(self, read: Callable[[], Sequence[Any]], what: str) -> None:
+        from tpcli.registry.writing import put
+
+        def rows() -> Sequence[Any]:
+            with readable(what):
+                return read()
+
+        self._make_ready()
+        with database.translated(self.path):
+            put(self.path, rows)
+
+    def _fill(self) -> None:
+        """Read the folders of the rows that a migration left unread, also one that was cut off.
+
+        A folder that is gone or broken leaves its row without settings and metrics.
+        """
+        unread = f"SELECT id FROM runs WHERE {database.UNREAD} LIMIT {FILLED_AT_ONCE}"
+        while found := [row["id"] for row in database.rows(self.path, unread)]:
+            from tpcli.registry.index import row_of
+            from tpcli.registry.writing import put
+
+            def read(ids: Sequence[str] = tuple(found)) -> Sequence[Any]:
+                whole = []
+                for run_id in ids:
+                    with suppress(BrokenFolderError), readable(run_id):
+                        whole.append(row_of(self.runs_dir / run_id))
+                return whole
+
+            with database.translated(self.path):
+                put(self.path, read)
+            database.change(
+                self.path,
+                f"UPDATE runs SET settings = '{{}}' WHERE {database.UNREAD} "
+                "AND id IN (SELECT value FROM json_each(?))",
+                [json.dumps(found)],
+            )
+
+    def _rows(self, sql: str, arguments: Sequence[Any] = ()) -> Sequence[dict[str, Any]]:
         self._recover()
         if not self.path.exists():  # nothing to read, so nothing to create
             return []
-        with self._session() as session:
-            return [self._run(row) for row in session.scalars(statement)]
+        self._make_ready()
+        return database.rows(self.path, sql, arguments)
 
-    def _first(self, statement: Any) -> Run | None:
-        return next(iter(self._runs(statement.order_by(*_NEWEST).limit(1))), None)
-
-    def _run(self, row: RunRow) -> Run:
-        columns = {column.key: getattr(row, column.key) for column in RunRow.__table__.columns}
-        columns["recorded"] = columns.pop("status")
-        columns["tags"] = tuple(columns["tags"])
-        columns["reward_history"] = tuple(columns["reward_history"])
-        return Run(folder=self.runs_dir / row.id, **columns)
-
-    def _is_damaged(self) -> bool:
-        try:
-            with closing(sqlite3.connect(self.path)) as connection:
-                return bool(connection.execute("PRAGMA integrity_check").fetchone()[0] != "ok")
-        except sqlite3.OperationalError:  # locked, or not readable: not for us to replace
-            return False
-        except sqlite3.DatabaseError:
-            return True
-
-    @contextmanager
-    def _session(self, *, write: bool = False) -> Iterator[Session]:
-        with self._translated():
-            engine = self._engine.execution_options(write=write)
-            with Session(engine, expire_on_commit=False) as session, session.begin():
-                session.connection()  # BEGIN now, not at the first query
-                yield session
-
-    @contextmanager
-    def _plain(self) -> Iterator[sqlite3.Connection]:
-        with self._translated(), closing(sqlite3.connect(self.path, timeout=30)) as connection:
-            yield connection
-
-    @cached_property
-    def _engine(self) -> Engine:
-        self.migrate()
-        engine = create_engine(
-            URL.create("sqlite", database=str(self.path)),
-            poolclass=NullPool,
-            connect_args={"timeout": 30, "isolation_level": None},  # we say BEGIN ourselves
+    def _runs(
+        self, where: str, arguments: Sequence[Any] = (), *, limit: int | None = None
+    ) -> Sequence[Run]:
+        columns = [f.name for f in dataclasses.fields(Run) if f.name not in ("folder", "recorded")]
+        some = "" if limit is None else f" LIMIT {limit}"
+        found = self._rows(
+            f"SELECT {', '.join(columns)}, status AS recorded FROM runs "
+            f"WHERE {where} ORDER BY {_NEWEST}{some}",
+            arguments,
         )
+        return [self._run(row) for row in found]
 
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Any) -> None:
-            # A plain BEGIN takes the write lock late, and then fails at once if another has it.
-            write = connection.get_execution_options().get("write", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    def _first(self, where: str, arguments: Sequence[Any] = ()) -> Run | None:
+        found = self._runs(f"{_KEPT[False]} AND {where}", arguments, limit=1)
+        return found[0] if found else None
 
-        return engine
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (DatabaseError, sqlite3.DatabaseError, OSError) as error:
-            reason = error.orig if isinstance(error, DatabaseError) else error
-            raise TpcliError(f"{self.path}: {reason}", hint=_mend(str(reason))) from error
+    def _run(self, row: dict[str, Any]) -> Run:
+        read = {key: json.loads(row[key]) for key in ("tags", "reward_history", "settings")}
+        read["tags"], read["reward_history"] = tuple(read["tags"]), tuple(read["reward_history"])
+        metrics = json.loads(row["metrics"])
+        return Run(folder=self.runs_dir / row["id"], **row | read | {"metrics": metrics})
 
 
-@contextmanager
-def _readable(what: str) -> Iterator[None]:
-    """What is incomplete or damaged on disk becomes a BrokenFolderError."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise BrokenFolderError(
-            f"cannot read {what}: {reason}",
-            hint="restore the file, or move the folder out of the runs folder",
-        ) from error
+_NEWEST = "created DESC, id"
+_KEPT: dict[bool | None, str] = {
+    False: "removed IS NULL",
+    True: "removed IS NOT NULL",
+    None: "true",
+}
 
 
-_NEWEST = (RunRow.created.desc(), RunRow.id)
-
-
-def _mend(reason: str) -> str:
-    if "not a database" in reason or "malformed" in reason:
-        return "tpcli db rebuild (the run folders hold everything that was in it)"
-    if "locked" in reason:
-        return "another process held the registry for 30 seconds; try again"
-    if "no such" in reason:
-        return "its schema is not the expected one: tpcli db check"
-    return "check that the runs folder exists and can be written, or set TPCLI_RUNS to another"
-
-
-def _nearest(key: str, runs: Sequence[Run]) -> str:
-    if not runs:
-        return "there are no runs yet: tpcli train recipes/math.toml"
-    names = [word for run in runs for word in (run.id, run.name)]
-    near = difflib.get_close_matches(key, dict.fromkeys(names), n=3)
-    return f"did you mean {' or '.join(near)}?" if near else "tpcli runs lists them"
+def _path(key: str) -> str:
+    """Where a key stands in a flat JSON object, in SQLite's words; no key of ours has a quote."""
+    return '$."' + key.replace('"', "") + '"'
