@@ -22,7 +22,8 @@ from typer.testing import CliRunner, Result
 from tpcli.cli import logs as logs_cli
 from tpcli.cli import runs as runs_cli
 from tpcli.cli import runs_list
-from tpcli.errors import NotFoundError
+from tpcli.cli import stop as stop_cli
+from tpcli.errors import NotFoundError, UsageError
 from tpcli.jobs import runs as jobs
 from tpcli.jobs.listing import listing
 from tpcli.registry import folder
@@ -33,6 +34,7 @@ TITLES = ["id", "name", "schedule", "step", "reward", "entropy", "held-out", "ag
 app = typer.Typer()
 app.add_typer(runs_cli.app, name="runs")
 app.command("logs")(logs_cli.logs)
+app.command("stop")(stop_cli.stop)
 
 
 def invoke(*arguments: str, width: int = 200) -> Result:
@@ -201,6 +203,127 @@ class TestShow:
             invoke("runs", "show", "zzz")
 
 
+class TestColumns:
+    def test_those_asked_for_and_always_the_id(self, runs: Path) -> None:
+        options = (
+            "--where",
+            "status!=failed",
+            "--sort",
+            "-reward",
+            "--cols",
+            "name,reward,tag,age",
+        )
+        result = invoke("runs", *options)
+        assert [line.split() for line in result.stdout.splitlines()] == [
+            ["id", "name", "reward", "tag", "age"],
+            ["✓", "k7m2xqd", "math-linear-s3", ".500", "ramp", "2h"],
+            ["☠", "d9r4jfa", "math-sigm-s0", ".370", "ramp", "1d"],
+        ]
+        assert result.stderr.startswith("2 of 3 · ")
+        assert invoke("runs", "ls", *options).stdout == result.stdout
+
+    def test_settings_are_shown_as_they_were_written(self, runs: Path) -> None:
+        words = "id,credit.schedule.initial,optim.betas,note,created"
+        row = invoke("runs", "--cols", words, "-n", "1").stdout.splitlines()[1]
+        assert " 0.99  [0.9, 0.999]  –     20" in row
+
+    def test_the_last_ones_go_first_when_there_is_no_room(self, runs: Path) -> None:
+        result = invoke("runs", "--cols", "name,seed,model,curve", width=36)
+        assert result.stdout.splitlines()[0].split() == ["id", "name", "seed"]
+
+    def test_json_has_these_values_and_no_others(self, runs: Path) -> None:
+        result = invoke("runs", "--json", "--cols", "optim.betas,reward,status", "--sort", "reward")
+        told = json.loads(result.stdout)
+        assert told[0] == {
+            "id": "d9r4jfa",
+            "optim.betas": [0.9, 0.999],
+            "reward": 0.37,
+            "status": "dead",
+        }
+        assert [one["reward"] for one in told] == [0.37, 0.5, None]
+
+    def test_what_fits_no_run_is_said(self, runs: Path) -> None:
+        result = invoke("runs", "--where", "tag=none")
+        assert (result.stdout, result.stderr) == ("", "none of 3 runs fits\n")
+        with pytest.raises(UsageError, match="rewrad"):
+            invoke("runs", "--sort", "rewrad")
+
+
+def test_forks_in_the_list_and_on_the_sheet(runs: Path) -> None:
+    parent = {"run": "k7m2xqd", "step": 40}
+    Registry(runs).index(make_run(runs, "fork222", name="again", parent=parent))
+    head, first, fork, *_ = invoke("runs", "--tree").stdout.splitlines()
+    assert first.split()[:2] == ["✓", "k7m2xqd"]
+    assert fork.split()[1:5] == ["└─", "@40", "fork222", "again"]
+    assert head.index("name") == fork.index("again") == first.index("math-linear-s3")
+    assert "forks       fork222 at step 40 (again)\n" in invoke("runs", "show", "k7").stdout
+    assert "parent      forked from k7m2xqd at step 40\n" in invoke("runs", "show", "fork").stdout
+    assert json.loads(invoke("runs", "show", "k7", "--json").stdout)["forks"] == ["fork222"]
+
+
+class TestChanges:
+    def test_tags_notes_and_names(self, runs: Path) -> None:
+        assert invoke("runs", "tag", "k7", "best", "ok").stdout == (
+            "k7m2xqd  math-linear-s3  ramp, best, ok\n"
+        )
+        assert invoke("runs", "tag", "@ramp", "ramp", "--remove").stdout.splitlines() == [
+            "k7m2xqd  math-linear-s3  best, ok",
+            "d9r4jfa  math-sigm-s0  no tags",
+            "b6t1yge  tiny-b6t1yge  no tags",
+        ]
+        assert invoke("runs", "note", "k7", "as hoped").stdout.endswith("as hoped\n")
+        assert invoke("runs", "rename", "k7", "first").stdout == "k7m2xqd  first\n"
+        text = invoke("runs", "show", "first").stdout
+        assert "tags        best, ok\n" in text
+        assert "note        as hoped\n" in text
+
+    def test_removed_runs_are_shown_where_they_are_asked_for(self, runs: Path) -> None:
+        result = invoke("runs", "rm", "k7", "b6")
+        assert result.stdout.splitlines() == [
+            "k7m2xqd  math-linear-s3  removed",
+            "b6t1yge  tiny-b6t1yge  removed",
+        ]
+        assert "restore" in result.stderr
+        assert [line.split()[1] for line in invoke("runs").stdout.splitlines()[1:]] == ["d9r4jfa"]
+        gone = invoke("runs", "--removed", "--where", "status=finished", "--json").stdout
+        assert [one["id"] for one in json.loads(gone)] == ["k7m2xqd"]
+        sheet = invoke("runs", "show", "k7").stdout
+        assert "removed     20" in sheet
+        assert "tpcli runs restore k7m2xqd" in sheet
+        with pytest.raises(NotFoundError, match="was removed"):
+            invoke("logs", "k7")
+        invoke("runs", "restore", "k7", "b6")
+        assert len(json.loads(invoke("runs", "--json").stdout)) == 3
+        assert invoke("runs", "--removed").stderr.startswith("no removed runs in ")
+
+    def test_gc_says_what_goes_and_needs_a_yes(self, runs: Path) -> None:
+        assert invoke("runs", "gc", "--yes").stderr == "nothing to delete\n"
+        invoke("runs", "rm", "k7")
+        (runs / "k7m2xqd" / "weights").write_bytes(b"x" * 2_000_000)
+        dry = invoke("runs", "gc", "--dry-run")
+        assert dry.stdout.splitlines()[1].split()[:2] == ["k7m2xqd", "math-linear-s3"]
+        assert dry.stderr == "would free 2.0 MB\n"
+        with pytest.raises(UsageError, match=r"would delete 2\.0 MB for good") as caught:
+            invoke("runs", "gc")
+        assert "--yes" in caught.value.hint
+        assert (runs / "k7m2xqd").exists()
+        assert invoke("runs", "gc", "--older", "1", "--yes").stdout == ""
+        assert invoke("runs", "gc", "--yes").stdout.endswith("freed 2.0 MB\n")
+        assert not (runs / "k7m2xqd").exists()
+
+
+def test_stop_asks_a_running_run(runs: Path) -> None:
+    own = psutil.Process().create_time()
+    alive = {"pid": os.getpid(), "pid_started": own, "host": socket.gethostname()}
+    run_dir = make_run(runs, "zzzzzzz", state=FINISHED | alive | {"status": "running"})
+    Registry(runs).index(run_dir)
+    result = invoke("stop", "zzz")
+    assert result.stdout == "zzzzzzz  tiny-zzzzzzz  stops after its step\n"
+    assert (run_dir / folder.STOP).exists()
+    with pytest.raises(UsageError, match="k7m2xqd is not running: it is finished"):
+        invoke("stop", "k7")
+
+
 class TestLogs:
     def test_the_last_lines(self, runs: Path) -> None:
         (runs / "k7m2xqd" / folder.LOG).write_text("a\nb\nc\nno end")
@@ -239,8 +362,21 @@ class TestLogs:
 def test_these_commands_load_nothing_heavy() -> None:
     """`tpcli --help` imports every command's module."""
     code = (
-        "import sys, tpcli.cli.runs, tpcli.cli.db, tpcli.cli.logs, tpcli.cli.doctor;"
+        "import sys, tpcli.cli.runs, tpcli.cli.db, tpcli.cli.logs, tpcli.cli.doctor\n"
+        "import tpcli.cli.stop\n"
         "print(*{'sqlalchemy', 'torch', 'mlflow', 'pydantic', 'psutil'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_list_of_runs_loads_no_sqlalchemy(runs: Path) -> None:
+    """It takes longer to load than all the rest of the command; dead runs change nothing."""
+    code = (
+        "import sys; from tpcli.cli.app import main\n"
+        "try: main(['runs', '--where', 'seed=3', '--sort', '-reward'])\n"
+        "finally: print(*{'sqlalchemy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1].startswith("✓  k7m2xqd")
+    assert done.stdout.splitlines()[-1] == ""

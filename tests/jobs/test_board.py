@@ -39,7 +39,8 @@ def test_the_papers_layout(base: Path) -> None:
     assert (model.runs, model.steps, model.cells["aime24"].mean) == ((), (), 0.712)
     assert (scheduled.runs, scheduled.seeds) == (("tps0", "tps1", "tps2"), (0, 1, 2))
     cell = scheduled.cells["aime24"]
-    assert (cell.mean, cell.sd, cell.seeds) == (pytest.approx(0.742), pytest.approx(0.01), 3)
+    assert (cell.mean, cell.sd) == pytest.approx((0.742, 0.01))
+    assert cell.seeds == 3
     assert off.cells["aime24"].sd is None
     assert off.mathematics is not None
     assert off.mathematics.mean == pytest.approx((0.731 + 0.653) / 2)
@@ -97,7 +98,7 @@ def test_another_verifier_is_another_measure(base: Path) -> None:
 
 def test_the_common_way_is_shown_even_where_another_is_newer(base: Path) -> None:
     paper(base)
-    scored(base, "off", "aime24", 0.99, n=2, created=9000.0)
+    scored(base, "off", "aime24", 0.99, n=16, created=9000.0)
     assert named("math-off-s0").cells["aime24"].mean == pytest.approx(0.731)
     scored(base, "off", "aime24", 0.5, created=9001.0)
     (base / "registry.db").unlink()  # the folders are the truth; the index is read anew
@@ -133,7 +134,8 @@ def test_seeds_of_another_recipe_or_measured_otherwise_are_not_mixed(base: Path)
     (base / "registry.db").unlink()
     row = named("math-linear")
     cell = row.cells["aime24"]
-    assert (cell.mean, cell.seeds, row.seeds) == (pytest.approx(0.15), 2, (0, 1, 3))
+    assert cell.mean == pytest.approx(0.15)
+    assert (cell.seeds, row.seeds) == (2, (0, 1, 3))
     assert row.notes == [
         "math-linear-s3: aime24 was measured otherwise than the other seeds, and is left out"
     ]

@@ -201,7 +201,10 @@ class TestCollection:
 
 
 COMPARISON: dict[str, Any] = {
-    **{"step": 6, "label": "tiny", "other": "base", "created": 5.0},
+    "step": 6,
+    "label": "tiny",
+    "other": "base",
+    "created": 5.0,
     "benches": [
         {
             "bench": "aime24",

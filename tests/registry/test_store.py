@@ -39,6 +39,43 @@ def test_a_row_holds_what_the_folder_says(tmp_path: Path) -> None:
     assert run.folder == tmp_path / "aaaaaaa"
 
 
+def test_the_recipe_and_the_last_metrics_of_a_run(tmp_path: Path) -> None:
+    """What JSON lacks becomes text; lists, null and what is not finite are no metric."""
+    lines = lines_of(3)
+    lines[1] |= {"kl/all": 0.5, "odd": float("nan")}
+    lines[2] |= {"kl/all": None, "flag": True}
+    run_dir = make_run(tmp_path, "aaaaaaa", lines=lines)
+    with (run_dir / folder.RESOLVED).open("a") as file:
+        file.write("clip = inf\nsince = 2026-01-02\n[loss]\nkl.on = false\nparts = [{ a = 1 }]\n")
+    registry = Registry(tmp_path)
+    registry.index(run_dir)
+    [run] = registry.list()
+    assert run.settings == {
+        "model.source": "scratch",
+        "credit.allocation": "trajectory_percentile",
+        "credit.schedule.curve": "linear",
+        "credit.schedule.initial": 0.99,
+        "credit.schedule.start": 0.1,
+        "credit.schedule.end": 0.8,
+        "optim.betas": [0.9, 0.999],
+        "optim.clip": "inf",
+        "optim.since": "2026-01-02",
+        "loss.kl.on": False,
+        "loss.parts": [{"a": 1}],
+    }
+    assert run.metrics == pytest.approx(
+        {
+            "eval/sampled": 0.5,
+            "eval/greedy": 0.625,
+            "reward/mean": 0.33,
+            "entropy/all": 0.77,
+            "time/step": 10.0,
+            "kl/all": 0.5,
+        }
+    )
+    assert (run.parent, run.parent_step, run.removed) == (None, None, None)
+
+
 def test_the_window_is_that_of_the_first_allocation(tmp_path: Path) -> None:
     """Where it has a magnitude of its own, the common schedule is another's."""
     run_dir = make_run(tmp_path, "own")

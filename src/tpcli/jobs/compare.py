@@ -10,7 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,7 +243,8 @@ def write(
     except OSError as error:
         raise TpcliError(f"cannot write {path}: {error}", hint="another --out") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where even its folder cannot be, there is nothing to clear away
+            aside.unlink()
 
 
 def _write(

@@ -189,11 +189,10 @@ class Registry:
             for place, named in paths.items():
                 if named:
                     row[place] = dict(zip(named, json.loads(row[place]), strict=False))
+            if "tags" in row:
+                row["tags"] = json.loads(row["tags"])
         return [
-            (
-                row["id"],
-                *(row[k.name] if k.place == "column" else row[k.place][k.name] for k in keys),
-            )
+            (row["id"], *((row if k.place == "column" else row[k.place])[k.name] for k in keys))
             for row in found
         ]
 
