@@ -86,8 +86,9 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out.partition("Commands:")[2].splitlines()
     commands = {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "}
     assert commands == {
-        *("train", "resume", "runs", "logs", "recipe", "schedule"),
-        *("eval", "bench", "analyse", "replay", "db", "doctor"),
+        *("train", "resume", "stop", "rerun", "fork", "reproduce", "ablate", "compare", "board"),
+        *("runs", "logs", "recipe", "schedule", "eval", "bench", "analyse", "replay", "db"),
+        "doctor",
     }
 
 

@@ -11,6 +11,7 @@ from tests.registry.folders import FINISHED
 
 from tpcli.errors import NotFoundError, UsageError
 from tpcli.jobs.board import Row, board
+from tpcli.jobs.curate import remove, restore
 
 
 @pytest.fixture
@@ -52,6 +53,14 @@ def test_the_papers_layout(base: Path) -> None:
     assert scheduled.others.sd == pytest.approx(0.01)
     assert found.best("aime24") == pytest.approx(0.742)
     assert found.best("others") == pytest.approx(0.615)
+
+
+def test_results_of_removed_runs_are_left_out(base: Path) -> None:
+    paper(base)
+    remove(["math-off-s0"])
+    assert [row.label for row in board().rows] == ["Qwen/Qwen3-4B", "math-linear"]
+    restore(["math-off-s0"])
+    assert len(board().rows) == 3
 
 
 def test_benchmarks_and_groups_are_chosen(base: Path) -> None:

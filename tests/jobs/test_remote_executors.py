@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -105,6 +104,11 @@ def cells(run_dir: Path) -> list[psutil.Process]:
     ]
 
 
+def cell_of(run_dir: Path) -> psutil.Process:
+    (one,) = (process for process in cells(run_dir) if "executors.cell" in process.cmdline()[2])
+    return one
+
+
 @pytest.mark.slow
 def test_ray_carries_runs_out_one_after_the_other(
     sweep: Ray, sums: Callable[..., Path], capfd: pytest.CaptureFixture[str]
@@ -162,8 +166,9 @@ def test_a_run_that_ray_loses_is_trouble(sweep: Ray, sums: Callable[..., Path]) 
     run_dir = sums("train.steps=500", "train.save_every=500")
     job = submit(sweep, run_dir)
     until(lambda: bool(cells(run_dir)))
-    (cell, *_) = (process for process in cells(run_dir) if "cell" in " ".join(process.cmdline()))
-    cell.parent().kill()
+    worker = cell_of(run_dir).parent()
+    assert worker is not None
+    worker.kill()
     until(job.done, 20)
     said = job.trouble()
     assert said is not None
@@ -219,12 +224,13 @@ def test_a_preempted_run_is_queued_again_and_goes_on(
     """The warning goes to every process of the job, as SLURM sends it; then a stop is heard."""
     sweep = Slurm(tmp_path / "slurm", {}, cluster="local")
     run_dir = sums("train.steps=500", "train.save_every=500")
-    job: Any = submit(sweep, run_dir)
+    job = submit(sweep, run_dir)
     until(lambda: len(metrics(run_dir)) > 1)
     first = {process.pid for process in cells(run_dir)}
-    for process in cells(run_dir):
+    task = cell_of(run_dir).parent()
+    assert task is not None
+    for process in (*cells(run_dir), task):
         process.send_signal(signal.SIGUSR2)
-    job._job._interrupt()
     until(lambda: bool({p.pid for p in cells(run_dir)} - first))
     assert not job.done()
     (checkpoint,) = (run_dir / "checkpoints").iterdir()

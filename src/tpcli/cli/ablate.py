@@ -91,10 +91,10 @@ def ablate(
     if plan:
         _show_plan(sweep, detect, jobs, as_json)
         return
-    if not sweep.folder.exists():
+    executor = _executor(on, sweep, jobs, slurm or [])
+    if not (sweep.folder / sweeps.FILE).exists():
         sweep = sweeps.store(sweep)
     sweep = job.adopt(sweep)
-    executor = _executor(on, sweep, jobs, slurm or [])
     progress = _watch(sweep, executor, retry_failed)
     _conclude(progress, as_json)
     raise typer.Exit(progress.exit_code)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcli.cli.columns import Column, fitting, joined
 from tpcli.cli.glyphs import duration, number, percent, signed
-from tpcli.cli.runs import MARKS
+from tpcli.cli.runs_list import MARKS
 
 if TYPE_CHECKING:
     from rich.console import Console

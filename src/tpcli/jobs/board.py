@@ -152,7 +152,7 @@ def board(benches: Sequence[str] = (), words: Sequence[str] = ()) -> Board:
     wanted = [one.name for one in spec.find(benches)] if benches else None
     whole = [
         one
-        for one in registry.evaluations()
+        for one in registry.evaluations(kept=True)
         if one.limit is None and (wanted is None or one.bench in wanted)
     ]
     runs = {run.id: run for run in registry.list()}

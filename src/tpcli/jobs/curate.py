@@ -5,7 +5,6 @@ Each change is one to run.json, under a lock of the folder, and is then indexed.
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,20 +14,18 @@ from typing import Any
 
 from tpcli.errors import UsageError
 from tpcli.jobs.runs import ENDED, find, members, runs_dir
+from tpcli.jobs.train import check_words
 from tpcli.registry import folder
 from tpcli.registry.run import Run, read_status
 from tpcli.registry.store import Registry
 
-_WORD = re.compile(r"[A-Za-z0-9._-]{1,100}")
-LOCK = ".edit.lock"
 DAY = 86_400.0
 """Seconds; a folder of a writer that is older was left by a crash."""
 
 
 def tag(words: Sequence[str], tags: Sequence[str], *, remove: bool = False) -> list[Run]:
     """Add tags to runs, or take them away; the runs as they are then."""
-    for name in tags:
-        check_word(name)
+    check_words(*tags)
 
     def change(identity: dict[str, Any]) -> None:
         had = [str(one) for one in identity.get("tags") or ()]
@@ -45,7 +42,7 @@ def note(word: str, text: str) -> Run:
 
 def rename(word: str, name: str) -> Run:
     """Give a run another name. UsageError where it cannot be one."""
-    check_word(name)
+    check_words(name)
     return _edit(find(word), lambda identity: identity.update(name=name))
 
 
@@ -68,15 +65,6 @@ def restore(words: Sequence[str]) -> list[Run]:
     return [_edit(run, lambda identity: identity.pop("removed", None)) for run in runs]
 
 
-def check_word(word: str) -> None:
-    """UsageError where a word cannot be a name or a tag."""
-    if not _WORD.fullmatch(word):
-        raise UsageError(
-            f'"{word}" cannot be a name or a tag',
-            hint="use up to 100 letters, digits, dots, underscores and hyphens",
-        )
-
-
 def _every(words: Sequence[str]) -> list[Run]:
     """The runs that words name, each once; "@name" is the whole group."""
     found = [run for word in words for run in (members(word) if word[:1] == "@" else [find(word)])]
@@ -85,15 +73,9 @@ def _every(words: Sequence[str]) -> list[Run]:
 
 def _edit(run: Run, change: Callable[[dict[str, Any]], object]) -> Run:
     """Change run.json, index the run, and return it as it is then."""
-    from filelock import FileLock
-
     registry = Registry(runs_dir())
-    with folder.readable(f"the run in {run.folder}"):
-        (run.folder / folder.RUN).stat()  # the lock would make a folder that is gone again
-        with FileLock(run.folder / LOCK):
-            identity = folder.read_json(run.folder / folder.RUN)
-            change(identity)
-            folder.write_json_atomic(run.folder / folder.RUN, identity)
+    with folder.editing(run.folder) as identity:
+        change(identity)
     registry.index(run.folder)
     return registry.find(run.id, removed=None)
 
@@ -156,7 +138,7 @@ def _delete(one: Waste) -> bool:
     # Renamed first: a deletion that is cut off leaves no half run, and the next one ends it.
     aside = one.path.with_name(f".{one.run.id}.partial")
     if (one.path / folder.RUN).exists():
-        with FileLock(one.path / LOCK), folder.readable(f"the run in {one.path}"):
+        with FileLock(one.path / folder.LOCK), folder.readable(f"the run in {one.path}"):
             identity = folder.read_json(one.path / folder.RUN)
             if identity.get("removed") is None or read_status(one.path) not in ENDED:
                 return False

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import tomllib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +83,7 @@ def _pace(sweep: Sweep) -> tuple[float | None, tuple[str, ...]]:
     paces: dict[str, float] = {}
     for run in Registry(runs_dir()).list():
         if run.status == "finished" and run.model == recipe.model.source:
-            settings = _settings(run)
-            metrics = folder.read_metrics(run.folder) if _costly(settings) == wanted else []
+            metrics = folder.read_metrics(run.folder) if _costly(run.settings) == wanted else []
             seconds = [line["time/step"] for line in metrics if "time/step" in line]
             if seconds:
                 paces[run.id] = sum(seconds) / len(seconds)
@@ -134,7 +131,7 @@ def _values(sweep: Sweep) -> dict[int, dict[int, float]]:
     }
     found: defaultdict[int, dict[int, float]] = defaultdict(dict)
     for run in _finished(sweep):
-        variant = wanted.get(_seedless(_settings(run)))
+        variant = wanted.get(_seedless(run.settings))
         if variant is not None and run.seed not in found[variant]:
             one = standing(Cell(variant, run.seed, run.fingerprint, run.id), sweep.metric)
             if one.value is not None:
@@ -151,14 +148,3 @@ def _finished(sweep: Sweep) -> Sequence[Run]:
 def _seedless(settings: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in settings.items() if key != "train.seed"}
     return repr(sorted(kept.items()))
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """The run's recipe, flat; nothing where it cannot be read."""
-    from tpcli.recipe.positions import dotted
-    from tpcli.recipe.render import leaves
-
-    with contextlib.suppress(OSError, ValueError):
-        text = (run.folder / folder.RESOLVED).read_text(encoding="utf-8")
-        return {dotted(path): value for path, value in leaves(tomllib.loads(text))}
-    return {}

@@ -160,7 +160,7 @@ def begin(
 
 def store(sweep: Sweep) -> Sweep:
     """Make its folder."""
-    sweep.folder.mkdir(parents=True)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
     base = load_recipe(sweep.recipe, overrides=sweep.overrides).recipe
     (sweep.folder / RECIPE).write_text(to_toml(base), encoding="utf-8")
     sweep.save()

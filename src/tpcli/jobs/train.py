@@ -278,13 +278,13 @@ def _moved(run: Run, recipe: Recipe, steps: int, horizon: int | None) -> Recipe:
     aside = path.with_suffix(".partial")
     aside.write_text(to_toml(moved), encoding="utf-8")
     aside.replace(path)
-    identity = folder.read_json(run.folder / folder.RUN)
-    identity |= {
+    changed = {
         "steps": moved.train.steps,
         "horizon": moved.horizon,
         "fingerprint": identity_of(moved, parent_of(run.folder)),
     }
-    folder.write_json_atomic(run.folder / folder.RUN, identity)
+    with folder.editing(run.folder) as identity:
+        identity.update(changed)
     return moved
 
 

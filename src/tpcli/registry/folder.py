@@ -29,6 +29,7 @@ FAILURE = "failure.json"
 MLFLOW = "mlflow.json"
 CHECKPOINTS = "checkpoints"
 FIGURES = "figures"
+LOCK = ".edit.lock"  # held by whoever changes run.json
 
 
 class BrokenFolderError(TpcliError):
@@ -73,6 +74,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value
+
+
+@contextmanager
+def editing(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """run.json to be changed in place: read and written back under a lock of the folder.
+
+    Raises:
+        BrokenFolderError: the folder is gone, or its run.json is damaged.
+    """
+    from filelock import FileLock
+
+    with readable(f"the run in {run_dir}"):
+        (run_dir / RUN).stat()  # the lock would make a folder that is gone again
+        with FileLock(run_dir / LOCK):
+            identity = read_json(run_dir / RUN)
+            yield identity
+            write_json_atomic(run_dir / RUN, identity)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

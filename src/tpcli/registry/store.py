@@ -145,10 +145,15 @@ class Registry:
         found = self._rows("SELECT * FROM comparisons ORDER BY created DESC, path, bench")
         return [Comparison(**row) for row in found]
 
-    def evaluations(self, *, run: str | None = None, bench: str | None = None) -> list[Evaluation]:
-        """Results of evaluations, newest first."""
+    def evaluations(
+        self, *, run: str | None = None, bench: str | None = None, kept: bool = False
+    ) -> list[Evaluation]:
+        """Results of evaluations, newest first. ``kept``: without those of removed runs."""
         wanted = {k: v for k, v in (("run", run), ("bench", bench)) if v is not None}
         where = " AND ".join(f"{column} = ?" for column in wanted) or "true"
+        if kept:
+            removed = "SELECT id FROM runs WHERE removed IS NOT NULL"
+            where += f" AND (run IS NULL OR run NOT IN ({removed}))"
         found = self._rows(
             f"SELECT * FROM evaluations WHERE {where} ORDER BY created DESC, path",
             [*wanted.values()],
