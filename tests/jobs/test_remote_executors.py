@@ -293,7 +293,8 @@ def test_a_job_that_waits_is_taken_out_of_the_queue(commands: Path, tmp_path: Pa
     assert job.trouble() is None
     job.stop()
     assert job.done()
-    assert (commands / "cancelled").read_text() == "77\n"
+    name = f"--name=tpcli-{tmp_path.name}"
+    assert (commands / "cancelled").read_text() == f"{name}\n77\n", "an older one first"
     assert job.trouble() is None
 
 

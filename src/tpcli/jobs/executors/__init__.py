@@ -71,5 +71,8 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what belongs to the executor. Jobs under way stop after their step."""
+        """Let go of what belongs to the executor.
+
+        Jobs under way here and on Ray stop after their step; those of SLURM go on.
+        """
         ...

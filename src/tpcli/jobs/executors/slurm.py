@@ -122,8 +122,10 @@ class Slurm:
     def submit(self, run_dir: Path, launch: LaunchSection) -> SlurmJob:
         """Queue the run; a refusal is the job's trouble."""
         attempt = Attempt(run_dir)
+        name = f"tpcli-{attempt.run_dir.name}"
+        self._withdraw(name)
         queue = self._queue()
-        queue.update_parameters(name=f"tpcli-{attempt.run_dir.name}")
+        queue.update_parameters(name=name)
         if not launch.cpu:
             queue.update_parameters(gpus_per_node=launch.processes // launch.machines)
         errors = self._submitit.core.utils
@@ -136,7 +138,14 @@ class Slurm:
         return SlurmJob(attempt, job)
 
     def close(self) -> None:
-        """Nothing is held: the queue keeps its jobs, and the sweep stops those it wants stopped."""
+        """Nothing is held: jobs go on without the sweep, which finds them when it is resumed."""
+
+    def _withdraw(self, name: str) -> None:
+        """Take back a job of this name: a sweep that was killed may have left one in the queue."""
+        if self._cluster == "slurm":
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                command = ["scancel", f"--name={name}"]
+                subprocess.run(command, capture_output=True, timeout=60, check=False)
 
     def _queue(self) -> Any:
         """A new one each time: what one job needs must not stay for the next."""
