@@ -53,7 +53,7 @@ def course(
 
 def make_arm(
     runs_dir: Path,
-    name: str,
+    stem: str,
     seeds: Sequence[int],
     *,
     gain: float,
@@ -63,16 +63,16 @@ def make_arm(
     origin: dict[str, Any] | None = None,
     **identity: Any,
 ) -> list[str]:
-    """A finished run a seed, named ``name-s<seed>``, and their ids."""
+    """A finished run a seed, named ``stem-s<seed>``, and their ids."""
     ids = []
     for seed in seeds:
-        run_id = f"{name}{seed}"
+        run_id = f"{stem}{seed}"
         run_dir = make_run(
             runs_dir,
             run_id,
             lines=course(seed, steps, gain=gain, share=share),
             state=FINISHED,
-            **{"name": f"{name}-s{seed}", "seed": seed, "steps": steps, "tags": []} | identity,
+            **{"name": f"{stem}-s{seed}", "seed": seed, "steps": steps, "tags": []} | identity,
         )
         (run_dir / folder.RESOLVED).write_text(resolved + f"\n[train]\nseed = {seed}\n")
         (run_dir / folder.PROVENANCE).write_text(json.dumps(ORIGIN | (origin or {})))

@@ -17,6 +17,7 @@ from tpcli.errors import NotFoundError, TpcliError, UsageError
 from tpcli.jobs import compare as job
 from tpcli.jobs.runs import find
 from tpcli.registry import folder
+from tpcli.registry.store import Registry
 
 COSINE = RESOLVED.replace('"linear"', '"cosine"')
 
@@ -56,7 +57,7 @@ def test_a_word_twice_and_a_word_for_nothing_are_refused(runs: Path) -> None:
 
 
 def test_arms_of_one_name_are_told_apart(runs: Path) -> None:
-    """By its id and by its name a run is one run twice: the words are the labels, and it is told."""
+    """A run by its id and by its name is in both arms: the words are the labels, and this is told."""
     compared = job.run(["off0", "off-s0"])
     assert [arm.label for arm in compared.comparison.arms] == ["off0", "off-s0"]
     assert compared.comparison.warnings == ("run off0 is in more than one arm: off0, off-s0",)
@@ -120,8 +121,10 @@ def test_scores_compare_whatever_the_weights_but_not_whatever_the_settings(runs:
         make_result(runs, run_id, "aime24", value)
     row = next(row for row in job.run(["off0", "on0"]).comparison.rows if row.metric == "aime24")
     assert row.versus[0].difference == pytest.approx(0.2)
+    later = iter((9000.0, 9001.0))
     for changes in ({"verifier": "math"}, {"settings": {"sampling": {"seed": 9}}}):
-        make_result(runs, "on0", "aime24", 0.5, created=9000.0 + len(changes), **changes)
+        path = make_result(runs, "on0", "aime24", 0.5, created=next(later), **changes)
+        Registry(runs).index_evaluation(path)
         comparison = job.run(["off0", "on0"]).comparison
         assert "aime24" not in comparison.metrics
         assert any(warning.startswith("aime24 is left out") for warning in comparison.warnings)

@@ -77,7 +77,7 @@ class TestSync:
         assert run.data.params["seed"] == "3"
         assert store.steps() == [1, 2, 3, 4, 5, 6]
         assert store.history("eval/sampled") == [(0, 0.25), (6, 0.5)]
-        assert store.history("entropy/percentile/02") == [(step, 0.25) for step in range(1, 7)]
+        assert store.history("entropy/percentile/02") == [(1, 0.25)]
         assert store.history("entropy/percentile/01") == []
         paths = {a.path for a in store.client.list_artifacts(run.info.run_id)}
         assert paths == {"recipe.toml", "resolved.toml", "figures"}

@@ -20,6 +20,7 @@ Metrics = Sequence[Mapping[str, Any]]
 # Okabe and Ito's colours, told apart under all common colour blindness; line styles differ too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 MISSING = "#DDDDDD"
+DPI = 130
 STAGES = (
     ("all", "all tokens", GREY, "-"),
     ("first", "first 10%", BLUE, "--"),
@@ -38,9 +39,15 @@ def sheet(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, whole or not at all, also when two processes draw; returns ``path``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imsave
+
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(aside, format="png", dpi=130)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once; savefig draws twice
+    imsave(aside, canvas.buffer_rgba(), format="png", dpi=DPI)
     aside.replace(path)
     return path
 

@@ -15,10 +15,12 @@ SEED = "train.seed"
 TOLERANCE = 0.05
 """Budgets that differ by less, as a share of the first arm's, count as equal."""
 BUDGETS: tuple[tuple[str, Callable[[Budget], float], str], ...] = (
-    ("budget", lambda cost: cost.generated, "{} generated {:.0%} of the tokens that {} did"),
-    ("credit", lambda cost: cost.credited, "{} learned from {:.0%} of the tokens that {} did"),
-    ("time", lambda cost: cost.seconds, "{} took {:.0%} of the time that {} did"),
+    ("budget", lambda cost: cost.generated, "{} generated {} the tokens that {} did"),
+    ("credit", lambda cost: cost.credited, "{} learned from {} the tokens that {} did"),
+    ("time", lambda cost: cost.seconds, "{} took {} the time that {} did"),
 )
+MANY = 3.0
+"""A ratio that is told as so many times, not per cent."""
 ORIGINS = (
     ("tpcli.code", "the runs were made by different versions of tpcli's code"),
     ("data.sha256", "the runs were given different data"),
@@ -130,7 +132,8 @@ def _budgets(arms: Sequence[Arm]) -> Iterable[str]:
                 continue
             ratio = of[arm.label] / of[base.label]
             if abs(ratio - 1) > TOLERANCE:
-                yield f"{word}: {sentence.format(arm.label, ratio, base.label)}"
+                much = f"{ratio:.0%} of" if ratio < MANY else f"{ratio:.3g} times"
+                yield f"{word}: {sentence.format(arm.label, much, base.label)}"
 
 
 def _table(run: Any, what: str) -> Mapping[str, Any]:

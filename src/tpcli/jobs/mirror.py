@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from tpcli.registry.run import read_status
 
 INTERVAL = 10.0
 """Seconds between two synchronisations."""
+IDLE = 100.0
+"""Times as long as an update took, the next one waits: a long run has much to read."""
 LONGEST_WAIT = 300.0
-"""Seconds between two attempts while MLflow fails, at most."""
+"""Seconds between two updates, at most."""
 STATUS: dict[RunStatus, MlflowStatus] = {
     "created": "RUNNING",
     "running": "RUNNING",
@@ -217,13 +220,18 @@ class MirrorThread(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Update every ``interval`` seconds, less often while it fails, once more at the end."""
+        """Update every ``interval`` seconds, once more at the end.
+
+        Less often while it fails, and where an update takes more than a hundredth of that time.
+        """
         copy, wait = _Copy(*self._copy), self._interval
         while True:
             final = self._ended.wait(wait)
+            begun = time.thread_time()
             try:
                 copy.update(final=final)
-                self.error, wait = None, self._interval
+                rest = min(IDLE * (time.thread_time() - begun), LONGEST_WAIT)
+                self.error, wait = None, max(self._interval, rest)
             except Exception as error:
                 self.error, wait = _line(error), min(2 * wait, LONGEST_WAIT)
                 copy = _Copy(*self._copy)

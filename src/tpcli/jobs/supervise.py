@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK = 0.25
 """Seconds between two looks at the folder."""
+BARE_TICK = 1.0
+"""The same where nobody watches."""
+IDLE = 200.0
+"""Times as long as an update of the registry took, the next one waits: half a per cent at most."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 MLFLOW_PATIENCE = 60.0
@@ -100,14 +104,17 @@ def _supervise(
         mirror = MirrorThread(run_dir, *target) if target else None
         if mirror:
             mirror.start()
-        beat = time.monotonic()
+        beat = indexed = time.monotonic()
+        rest = 0.0
         while worker.poll() is None:
-            time.sleep(TICK)
+            time.sleep(BARE_TICK if bare else TICK)
             watch.look(mirror)
             if time.monotonic() - beat > HEARTBEAT:
                 beat = time.monotonic()
                 watch.write_state("running")
-                _index(registry, run_dir)
+                if beat - indexed > rest:
+                    rest = IDLE * _index(registry, run_dir)
+                    indexed = time.monotonic()
     watch.conclude(worker.returncode)
     warnings = () if bare else draw_figures(run_dir)
     _index(registry, run_dir)
@@ -135,10 +142,12 @@ def _alone(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _index(registry: Registry, run_dir: Path) -> None:
-    """The registry is an index: what goes wrong with it must not touch the run."""
+def _index(registry: Registry, run_dir: Path) -> float:
+    """Seconds that it took. The registry is an index: what goes wrong must not touch the run."""
+    begun = time.monotonic()
     with contextlib.suppress(TpcliError):
         registry.index(run_dir)
+    return time.monotonic() - begun
 
 
 def command(run_dir: Path, launch: LaunchSection, *, new_horizon: bool) -> list[str]:
