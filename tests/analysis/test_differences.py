@@ -78,6 +78,10 @@ def test_budgets_beyond_a_twentieth_are_told() -> None:
     linear = Arm("linear", (run("b", lines=cost(credited=62, share=0.62, seconds=14)),))
     near = Arm("near", (run("c", lines=cost(credited=104, share=1.0, seconds=10.4)),))
     more = Arm("more", (run("d", lines=cost(credited=100, share=0.5, seconds=10)),))
+    few = Arm("few", (run("f", lines=cost(credited=4, share=0.04, seconds=10)),))
+    assert (
+        doubts([few, near], ())[0] == "credit: near learned from 26 times the tokens that few did"
+    )
     assert doubts([off, linear, near, more], ()) == [
         "budget: more generated 200% of the tokens that off did",
         "credit: linear learned from 62% of the tokens that off did",

@@ -57,7 +57,7 @@ def test_a_word_twice_and_a_word_for_nothing_are_refused(runs: Path) -> None:
 
 
 def test_arms_of_one_name_are_told_apart(runs: Path) -> None:
-    """A run by its id and by its name is in both arms: the words are the labels, and this is told."""
+    """One run by its id and by its name: the words are the labels, and a warning tells."""
     compared = job.run(["off0", "off-s0"])
     assert [arm.label for arm in compared.comparison.arms] == ["off0", "off-s0"]
     assert compared.comparison.warnings == ("run off0 is in more than one arm: off0, off-s0",)

@@ -21,7 +21,7 @@ from tpcli.registry.run import read_status
 
 INTERVAL = 10.0
 """Seconds between two synchronisations."""
-IDLE = 100.0
+IDLE = 400.0
 """Times as long as an update took, the next one waits: a long run has much to read."""
 LONGEST_WAIT = 300.0
 """Seconds between two updates, at most."""
@@ -222,7 +222,7 @@ class MirrorThread(threading.Thread):
     def run(self) -> None:
         """Update every ``interval`` seconds, once more at the end.
 
-        Less often while it fails, and where an update takes more than a hundredth of that time.
+        Less often while it fails, and where an update takes more than a 400th of that time.
         """
         copy, wait = _Copy(*self._copy), self._interval
         while True:

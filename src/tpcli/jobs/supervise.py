@@ -37,8 +37,8 @@ TICK = 0.25
 """Seconds between two looks at the folder."""
 BARE_TICK = 1.0
 """The same where nobody watches."""
-IDLE = 200.0
-"""Times as long as an update of the registry took, the next one waits: half a per cent at most."""
+IDLE = 500.0
+"""Times as long as an update of the registry took, the next one waits."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 MLFLOW_PATIENCE = 60.0
