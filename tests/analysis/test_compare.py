@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy import stats as scipy_stats
 
 from tpcli.analysis.arms import AlignName, Arm, Score, Trace
 from tpcli.analysis.compare import (
+    FLIPS,
     Comparison,
     Row,
     Statistics,
@@ -260,3 +262,18 @@ def test_without_values_or_a_common_range_the_band_is_empty(align: AlignName) ->
     assert mean_course(Arm("a", (trace(0),)), "reward", align).x == []
     apart = Arm("a", (ramp(0, 1.0, (0, 1)), ramp(1, 1.0, (5, 6))))
     assert mean_course(apart, "reward", "step").mean == []
+
+
+@pytest.mark.parametrize("seeds", [13, 16, 17])
+def test_the_smallest_p_is_one_that_the_test_can_return(seeds: int) -> None:
+    """All differences positive: exact up to 16 pairs, then of 65,536 random flips."""
+    tests = Statistics(partial(paired, resamples=FLIPS), holm)
+    low = arm("low", dict.fromkeys(range(seeds), 0.1))
+    high = arm("high", {seed: 0.2 + 0.01 * seed for seed in range(seeds)})
+    (found,) = row_of([low, high], "reward", "end", tests).versus
+    assert found.smallest_p == pytest.approx(2 / min(2**seeds, FLIPS + 1))
+    assert found.p is not None
+    assert found.smallest_p is not None
+    assert found.p >= found.smallest_p * (1 - 1e-12)
+    if 2**seeds <= FLIPS:
+        assert found.p == pytest.approx(found.smallest_p)

@@ -39,6 +39,9 @@ def type_(*args: str) -> int:
         ((TINY, "--schedule", "linear", "--set", "optim.lr=-1"), "optim.lr"),
         ((TINY, "--schedule", "linear", "--slurm", "time=5"), "--on slurm"),
         ((TINY, "--schedule", "linear", "--baseline", "off"), "no variant"),
+        ((TINY, "--schedule", "linear", "--detect", ".1"), "--detect belongs to --plan"),
+        ((TINY, "--schedule", "linear", "--jobs", "2", "--on", "ray"), "--jobs is for runs here"),
+        (("--resume", "abcd", "--seeds", "0-9", "--zip"), "--zip, --seeds would change it"),
         ((), "nothing to vary"),
         (("nowhere.toml", "--schedule", "linear"), "there is no such file"),
     ],
@@ -63,7 +66,8 @@ def test_the_recipe_defaults_to_the_main_example(
     (folder / "recipes").symlink_to(RECIPES)
     assert type_("--schedule", "linear,cosine", "--plan") == errors.OK
     out = capsys.readouterr().out
-    assert "math-sched · recipes/math.toml · 2 variants × 1 seed = 2 runs" in out
+    assert "math-sched · " in out
+    assert "recipes/math.toml · 2 variants × 1 seed = 2 runs" in out
     assert "one seed: no interval and no test" in out
     assert not (folder / "runs" / "sweeps").exists()
 

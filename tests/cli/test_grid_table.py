@@ -73,7 +73,12 @@ def test_the_spread_is_that_of_a_sample_and_the_difference_is_paired() -> None:
 
 @pytest.mark.parametrize(
     ("values", "base", "text"),
-    [({}, {0: 1.0}, "–"), ({1: 2.0}, {0: 1.0}, "–"), ({0: 2.0}, {0: 1.0}, "+1.00 ?")],
+    [
+        ({}, {0: 1.0}, "–"),
+        ({1: 2.0}, {0: 1.0}, "–"),
+        ({0: 2.0}, {0: 1.0}, "+1.00 ?"),
+        ({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}, "0 ="),
+    ],
 )
 def test_what_cannot_be_said_is_not_said(
     values: dict[int, float], base: dict[int, float], text: str

@@ -332,7 +332,7 @@ class TestLogs:
         assert invoke("logs", "k7", "-f").stdout == "a\nb\nc\nno end"
 
     def test_no_log(self, runs: Path) -> None:
-        with pytest.raises(NotFoundError, match="has no log"):
+        with pytest.raises(NotFoundError, match="has written no log"):
             invoke("logs", "b6", "-f")
 
     def test_following_until_the_end(self, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,10 @@ from tpcli import errors
 from tpcli.errors import TpcliError, UsageError
 from tpcli.jobs import ablate, sweep
 from tpcli.jobs.beside import lacks
+from tpcli.jobs.curate import remove
 from tpcli.jobs.grid import variants
 from tpcli.jobs.sweep import Sweep
+from tpcli.jobs.train import Plan, create
 from tpcli.recipe.sections import LaunchSection
 from tpcli.registry import folder
 from tpcli.registry.run import read_status
@@ -184,7 +186,7 @@ def test_a_job_that_vanishes_is_told_and_not_tried_again_at_once() -> None:
 
 def test_ctrl_c_stops_the_running_and_starts_no_more() -> None:
     executor = FakeExecutor(lambda run_dir: None)
-    sent = []
+    sent: list[ablate.Progress] = []
 
     def observe(progress: ablate.Progress) -> None:
         if not sent:
@@ -199,6 +201,58 @@ def test_ctrl_c_stops_the_running_and_starts_no_more() -> None:
     assert carry_out(progress.sweep, going_on).exit_code == errors.OK
     assert len(going_on.submitted) == 4
     assert {job.run_dir for job in executor.submitted} < {job.run_dir for job in going_on.submitted}
+
+
+@pytest.mark.parametrize("moment", ["create", "submit"])
+def test_ctrl_c_while_a_run_is_being_started(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches the run that was not yet known, or the run is not started at all."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if moment == "create":
+
+        def create_and_interrupt(planned: Plan) -> Path:
+            run_dir = create(planned)
+            interrupt()
+            return run_dir
+
+        monkeypatch.setattr(ablate, "create", create_and_interrupt)
+
+    class Interrupted(FakeExecutor):
+        def submit(self, run_dir: Path, launch: LaunchSection) -> FakeJob:
+            job = super().submit(run_dir, launch)
+            if moment == "submit":
+                interrupt()
+            return job
+
+    executor = Interrupted(lambda run_dir: None)
+    progress = carry_out(sweep.store(ask()), executor)
+    assert progress.exit_code == errors.INTERRUPTED
+    assert len(executor.submitted) == (moment == "submit")
+    assert all(job.stopped for job in executor.submitted)
+
+
+def test_sigterm_has_its_own_code() -> None:
+    executor = FakeExecutor(lambda run_dir: None)
+
+    def observe(progress: ablate.Progress) -> None:
+        if not progress.stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    progress = ablate.carry_out(sweep.store(ask()), executor, observe)
+    assert progress.exit_code == errors.TERMINATED
+
+
+def test_a_removed_run_answers_no_cell() -> None:
+    done = carry_out(sweep.store(ask(seeds=(0,))), FakeExecutor())
+    gone = done.sweep.cells[0].run or ""
+    remove([gone])
+    claimed = ablate.claim(sweep.find(done.sweep.id))
+    assert [cell.run is None for cell in claimed.cells] == [True, False]
+    executor = FakeExecutor()
+    assert carry_out(claimed, executor).exit_code == errors.OK
+    assert names(executor) == ["tiny-linear-s0"]
 
 
 def test_a_second_ctrl_c_kills() -> None:

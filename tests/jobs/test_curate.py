@@ -196,7 +196,8 @@ class TestCollection:
         curate.remove(["aaa"])
         (runs / "aaaaaaa").rename(runs / ".aaaaaaa.partial")
         [one] = curate.waste()
-        assert curate.collect([one]) == 0
+        assert curate.collect([one]) == one.bytes > 0
+        assert not (runs / ".aaaaaaa.partial").exists()
         assert Registry(runs).list(removed=True) == []
 
 
@@ -234,3 +235,9 @@ def test_sixteen_taggers_lose_nothing(runs: Path) -> None:
     assert [tagger.exitcode for tagger in taggers] == [0] * 16
     [row] = [run for run in Registry(runs).list() if run.id == "aaaaaaa"]
     assert sorted(row.tags) == [f"t{number:02d}" for number in range(16)]
+
+
+def test_a_name_is_no_id_of_a_run(runs: Path) -> None:
+    one, other = sorted(path.parent.name for path in runs.glob("*/run.json"))[:2]
+    with pytest.raises(UsageError, match="is the id of a run"):
+        curate.rename(one, other)

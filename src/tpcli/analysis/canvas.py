@@ -45,7 +45,7 @@ def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     figure.set_dpi(DPI)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()  # once; savefig draws twice
     imsave(aside, canvas.buffer_rgba(), format="png", dpi=DPI)
     aside.replace(path)

@@ -24,6 +24,8 @@ from tpcli.errors import UsageError
 RISING = ("reward/mean", "eval/sampled", "eval/greedy")
 """Metrics of which more is better, so that their best value means something."""
 ALPHA = 0.05
+FLIPS = 2**16
+"""Ways to flip the signs of the pairs that are all tried; of more, so many are drawn at random."""
 NOISE = 1e-12
 """Below this share of the values' size, a difference is the rounding of floats."""
 END, BEST = "end", "best"
@@ -91,9 +93,10 @@ class Versus:
         difference: mean of ``pairs``; None without any.
         low, high, p_t: 95% t interval and p of the paired t test; None below two pairs, and where
             all differences are equal.
-        p: of the exact sign-flip test; None below two pairs.
+        p: of the sign-flip test, exact up to 16 pairs; None below two pairs.
         p_holm: ``p`` corrected over the arms of this row, where more than one is compared.
-        smallest_p: the smallest ``p`` that so many pairs can reach, 2 / 2^n; None below two.
+        smallest_p: the smallest ``p`` that so many pairs can reach, 2 / 2^n up to 16 of them; None
+            below two.
         more: further seeds with which .05 could be reached.
         says: what cannot be said of the pairs, in words; "" where all can.
     """
@@ -303,7 +306,7 @@ def _versus(cell: Cell, base: Cell, tests: Statistics) -> Versus:
         says = "one seed in common: a difference, but no interval and no test"
         return replace(bare, difference=pairs[seeds[0]], says=says)
     found = tests.paired([cell.values[s] for s in seeds], [base.values[s] for s in seeds])
-    smallest = 2 / 2 ** len(pairs)
+    smallest = 2 / min(2 ** len(pairs), FLIPS + 1)
     return replace(
         bare,
         difference=_clean(found.difference, size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
     from tpcli.jobs.sweep import Sweep
 
 Where = Literal["local", "ray", "slurm"]
+MAIN = Path("recipes/math.toml")
+"""The recipe where none is named."""
 
 
 def ablate(
-    recipe: Annotated[Path, typer.Argument(help="The recipe.")] = Path("recipes/math.toml"),
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe. [recipes/math.toml]", show_default=False)
+    ] = None,
     schedule: Annotated[
         str, typer.Option(metavar="A,B", help="Curves, or off for uniform credit.")
     ] = "",
@@ -70,11 +75,31 @@ def ablate(
     from tpcli.jobs import ablate as job
     from tpcli.jobs import sweep as sweeps
 
+    _check_flags(
+        on,
+        detect_alone=detect is not None and not plan,
+        jobs=jobs,
+        resumed={
+            "--schedule": schedule,
+            "--allocation": allocation,
+            "--vary": vary,
+            "--zip": zipped,
+            "--controls": controls,
+            "--seeds": seeds,
+            "--set": overrides,
+            "--baseline": baseline,
+            "--metric": metric,
+            "--force": force,
+            "RECIPE": recipe is not None,
+        }
+        if resume is not None
+        else {},
+    )
     if resume is not None:
         sweep = sweeps.find(resume)
     else:
         sweep = _asked(
-            recipe,
+            recipe or MAIN,
             schedules=_words(schedule),
             allocations=_words(allocation),
             vary=vary or [],
@@ -89,15 +114,33 @@ def ablate(
         sweep = known or sweep
     sweep = job.claim(sweep, reuse=not force)
     if plan:
+        job.check_code(sweep)
         _show_plan(sweep, detect, jobs, as_json)
         return
     executor = _executor(on, sweep, jobs, slurm or [])
     if not (sweep.folder / sweeps.FILE).exists():
         sweep = sweeps.store(sweep)
-    sweep = job.adopt(sweep)
     progress = _watch(sweep, executor, retry_failed)
     _conclude(progress, as_json)
     raise typer.Exit(progress.exit_code)
+
+
+def _check_flags(
+    on: Where, *, detect_alone: bool, jobs: int, resumed: Mapping[str, object]
+) -> None:
+    """Refuse flags that would change nothing."""
+    from tpcli.errors import UsageError
+
+    given = [flag for flag, value in resumed.items() if value]
+    if given:
+        raise UsageError(
+            f"--resume goes on with a sweep as it is; {', '.join(given)} would change it",
+            hint="leave it out, or leave --resume out: what is there is reused",
+        )
+    if detect_alone:
+        raise UsageError("--detect belongs to --plan", hint="add --plan, or leave it out")
+    if jobs > 1 and on != "local":
+        raise UsageError(f"--jobs is for runs here; {on} has its own queue", hint="leave it out")
 
 
 def _words(text: str) -> list[str]:

@@ -173,6 +173,8 @@ def _seeds(one: Versus, marks: bool) -> str:
 
 def footnotes(found: Comparison) -> list[str]:
     """What one must know to read the numbers."""
+    from tpcli.analysis.compare import FLIPS
+
     notes = ["values are means of the last tenth of the steps"]
     if any(cell.sd is not None for row in found.rows for cell in row.cells):
         notes[0] += "; ±: standard deviation over seeds"
@@ -181,7 +183,8 @@ def footnotes(found: Comparison) -> list[str]:
     against = [one for row in found.rows for one in row.versus]
     for n in sorted({len(one.pairs) for one in against if one.smallest_p is not None}):
         one = next(one for one in against if len(one.pairs) == n)
-        notes.append(f"exact sign-flip: {_reach(one)}")
+        kind = "exact sign-flip" if 2**n <= FLIPS else f"sign-flip, {FLIPS:,} random flips"
+        notes.append(f"{kind}: {_reach(one)}")
     if any(one.p_holm is not None for one in against):
         notes.append("p Holm: p corrected over the arms of a metric, not over metrics")
     silent: dict[str, list[str]] = {}

@@ -40,6 +40,7 @@ class GridDisplay:
         self._ended: set[int] | None = None
         self._printed = 0.0
         self._last: Progress | None = None
+        self._said = ""
         self._live: Live | None = None
         if console.is_terminal and not console.is_dumb_terminal:
             self._live = Live(
@@ -63,7 +64,7 @@ class GridDisplay:
         """Give the terminal back; the grid is printed by whoever has the result."""
         if self._live:
             self._live.stop()
-        elif self._last:
+        elif self._last and summary(self._last) != self._said:
             self._write(summary(self._last))
 
     def _tell(self, progress: Progress, due: bool) -> None:
@@ -75,7 +76,8 @@ class GridDisplay:
             what = f"{name(progress.sweep, one)} {cell_text(one, 0)}"
             self._write(f"{what} · {one.cell.run} · {duration(one.seconds)}")
         if self._ended is None or ended - before or due:
-            self._write(summary(progress))
+            self._said = summary(progress)
+            self._write(self._said)
             self._printed = time.monotonic()
         self._ended = ended
 
@@ -164,6 +166,8 @@ def delta(by_seed: Mapping[int, float], base: Mapping[int, float]) -> str:
     mean = statistics.fmean(pairs)
     if len(pairs) == 1:
         return f"{signed(mean)} ?"
+    if mean == 0:
+        return "0 ="
     mark = "▲" if mean >= 0 else "▼"
     agree = sum(pair > 0 if mean >= 0 else pair < 0 for pair in pairs)
     return f"{signed(mean)} {mark}{agree}/{len(pairs)}"
@@ -214,7 +218,7 @@ def record(progress: Progress) -> dict[str, Any]:
     return {
         "id": sweep.id,
         "name": sweep.name,
-        "recipe": str(sweep.recipe),
+        "recipe": str(sweep.path),
         "metric": sweep.metric,
         "baseline": sweep.variants[sweep.baseline].label,
         "variants": [

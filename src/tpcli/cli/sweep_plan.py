@@ -30,7 +30,7 @@ def sheet(
 
     columns = fitting(_columns(sweep), width)
     total = len(sweep.cells)
-    head = f" · {sweep.recipe} · {_count(len(sweep.variants), 'variant')} × "
+    head = f" · {sweep.path} · {_count(len(sweep.variants), 'variant')} × "
     head += f"{_count(len(sweep.seeds), 'seed')} = {_count(total, 'run')}"
     rows = range(len(sweep.variants))
     facts = [
@@ -125,7 +125,7 @@ def record(sweep: Sweep, found: Outlook) -> dict[str, Any]:
     """The plan as JSON."""
     return {
         "name": sweep.name,
-        "recipe": str(sweep.recipe),
+        "recipe": str(sweep.path),
         "metric": sweep.metric,
         "baseline": sweep.variants[sweep.baseline].label,
         "seeds": list(sweep.seeds),

@@ -69,6 +69,7 @@ class Progress:
 
     Attributes:
         queue: places of the cells that wait, in order.
+        stopping: the number of the signal that asked for it; 0 before.
         at_once: how many runs are under way together.
         warnings: of MLflow and the figures, which are behind.
     """
@@ -77,7 +78,7 @@ class Progress:
     cells: tuple[Standing, ...]
     queue: tuple[int, ...]
     at_once: int
-    stopping: bool
+    stopping: int
     started: float
     now: float
     warnings: tuple[str, ...] = ()
@@ -91,7 +92,6 @@ class Progress:
     def eta(self) -> float | None:
         """Seconds to the end, from what the finished runs took; None before the first."""
         whole = [s.seconds for s in self.cells if s.status == "finished" and s.seconds]
-        whole += [s.seconds / s.share for s in self.cells if s.status == "running" and s.share]
         left = sum(1 - s.share for s in self.cells if s.status in ("queued", "running"))
         if not whole or not left:
             return None
@@ -104,7 +104,7 @@ class Progress:
         if done == len(self.cells):
             return errors.OK
         if self.stopping:
-            return errors.INTERRUPTED
+            return errors.TERMINATED if self.stopping == signal.SIGTERM else errors.INTERRUPTED
         return errors.PARTLY_FAILED if done else errors.RUN_FAILED
 
 
@@ -122,13 +122,14 @@ def carry_out(
     Raises:
         UsageError: another process carries it out, or code or recipe changed since it began.
     """
-    _check_code(sweep)
+    check_code(sweep)
     plans = [sweep.plan(cell) for cell in sweep.cells]
     with (
         sweeps.alone(sweep),
         contextlib.closing(Beside()) as beside,
         contextlib.closing(executor),
     ):
+        _adopt(sweep)
         work = _Work(sweep, plans, executor, beside, retry_failed)
         with _signals(work):
             while True:
@@ -145,28 +146,18 @@ def claim(sweep: Sweep, *, reuse: bool = True) -> Sweep:
     """The sweep with a run in every cell that has one, its own or a finished one to be reused."""
     registry = Registry(runs_dir())
     own = {run.fingerprint: run for run in registry.list() if sweep.id in run.tags}
+    there = {run.id for run in registry.list()}  # a removed run answers nothing
     for at, cell in enumerate(sweep.cells):
-        if cell.run is not None and (runs_dir() / cell.run / folder.RUN).exists():
+        if cell.run in there:
             continue
         mine = own.get(cell.fingerprint)
         found = mine or (registry.same(cell.fingerprint, sweep.code) if reuse else None)
         if found is not None:
             sweep = sweep.with_run(at, found.id, reused=mine is None)
-        elif cell.run is not None:  # deleted since
+        elif cell.run is not None:  # removed or deleted since
             cells = [*sweep.cells]
             cells[at] = replace(cell, run=None, reused=False)
             sweep = replace(sweep, cells=tuple(cells))
-    return sweep
-
-
-def adopt(sweep: Sweep) -> Sweep:
-    """Write down which runs answer which cells, and tag those that were there before."""
-    from tpcli.jobs.curate import tag
-
-    for cell in sweep.cells:
-        if cell.reused and cell.run:
-            tag([cell.run], [sweep.id, sweep.tag(cell.variant)])
-    sweep.save()
     return sweep
 
 
@@ -179,7 +170,7 @@ def standing(cell: Cell, metric: str) -> Standing:
     steps = int(folder.read_json(run_dir / folder.RUN)["steps"])
     if status == "running":
         step = _under_way(run_dir)
-        return Standing(cell, status, step=step, share=step / steps, seconds=_since(run_dir))
+        return Standing(cell, status, step=step, share=step / steps)
     metrics = folder.read_metrics(run_dir)
     step = int(metrics[-1]["step"]) if metrics else 0
     trace = Trace(cell.run, "", cell.seed, status, steps, run_dir, {}, {}, metrics)
@@ -192,6 +183,16 @@ def standing(cell: Cell, metric: str) -> Standing:
         seconds=sum(line.get("time/step") or 0.0 for line in metrics),
         error=_error(run_dir),
     )
+
+
+def _adopt(sweep: Sweep) -> None:
+    """Write down which runs answer which cells, and tag those that were there before."""
+    from tpcli.jobs.curate import tag
+
+    for cell in sweep.cells:
+        if cell.reused and cell.run:
+            tag([cell.run], [sweep.id, sweep.tag(cell.variant)])
+    sweep.save()
 
 
 class _Work:
@@ -269,7 +270,7 @@ class _Work:
             cells=tuple(cells),
             queue=tuple(self._queue),
             at_once=len(self.jobs) + len(self._others),
-            stopping=bool(self.stopping),
+            stopping=self.stopping,
             started=self._started,
             now=time.time(),
             warnings=tuple(self._beside.warnings),
@@ -285,9 +286,13 @@ class _Work:
         else:
             run_dir = self._folder(at)
         _reserve(run_dir)
+        if self.stopping:  # a signal came meanwhile
+            return False
         job = self.executor.submit(run_dir, planned.recipe.launch)
         if job is not None:
             self.jobs[at] = job
+            if self.stopping:  # or just now, before the job was known
+                job.stop()
             self._beside.begin(run_dir)
             self._cells[at] = standing(self.sweep.cells[at], self.sweep.metric)
         return job is not None
@@ -327,7 +332,8 @@ def _reserve(run_dir: Path) -> None:
         Registry(run_dir.parent).index(run_dir)
 
 
-def _check_code(sweep: Sweep) -> None:
+def check_code(sweep: Sweep) -> None:
+    """UsageError where the sweep was begun with other code than this."""
     if sweep.code != code_identity():
         raise UsageError(
             f"sweep {sweep.id} was begun with tpcli {sweep.code}; this is {code_identity()}",
@@ -358,11 +364,6 @@ def _under_way(run_dir: Path) -> int:
         return 0
     step = int(progress.get("step") or 0)
     return step if progress.get("phase") == "done" else max(step - 1, 0)
-
-
-def _since(run_dir: Path) -> float:
-    """Seconds since the run was created."""
-    return max(time.time() - float(folder.read_json(run_dir / folder.RUN)["created"]), 0.0)
 
 
 def _error(run_dir: Path) -> str | None:

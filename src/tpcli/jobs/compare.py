@@ -12,11 +12,12 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpcli.analysis.arms import AlignName, Arm, Score, Trace
-from tpcli.analysis.compare import Comparison, Statistics, Versus, last_step
+from tpcli.analysis.compare import FLIPS, Comparison, Statistics, Versus, last_step
 from tpcli.analysis.gate import Trip
 from tpcli.errors import TpcliError, UsageError
 from tpcli.jobs.runs import choose, evaluations, runs_dir
@@ -78,17 +79,17 @@ def run(
     return Compared(comparison, tuple(tripped(found.arms, conditions, tests)))
 
 
-def of_arms(arms: Sequence[Arm]) -> Comparison:
-    """Compare arms that are already gathered, by the usual metrics."""
-    from tpcli.analysis.compare import compare
+def of_arms(arms: Sequence[Arm], first: str) -> Comparison:
+    """Compare arms that are already gathered: by the metric named, then the usual ones."""
+    from tpcli.analysis.compare import compare, usual
 
-    return compare(arms, _statistics())
+    return compare(arms, _statistics(), metrics=[first, *usual(arms)])
 
 
 def _statistics() -> Statistics:
     from tpcli.bench.stats import holm, paired
 
-    return Statistics(paired, holm)
+    return Statistics(partial(paired, resamples=FLIPS), holm)
 
 
 def gather(words: Sequence[str]) -> Gathered:

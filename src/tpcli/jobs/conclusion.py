@@ -32,7 +32,7 @@ def conclude(progress: Progress) -> Comparison | None:
     ]
     if len(arms) < 2 or not finished[sweep.baseline]:
         return None
-    return of_arms(arms)
+    return of_arms(arms, sweep.metric)
 
 
 def report(progress: Progress, comparison: Comparison) -> Path:

@@ -43,6 +43,8 @@ def note(word: str, text: str) -> Run:
 def rename(word: str, name: str) -> Run:
     """Give a run another name. UsageError where it cannot be one."""
     check_words(name)
+    if Registry(runs_dir()).get([name]):
+        raise UsageError(f"{name} is the id of a run", hint="take a name that is none")
     return _edit(find(word), lambda identity: identity.update(name=name))
 
 
@@ -55,7 +57,9 @@ def remove(words: Sequence[str]) -> list[Run]:
     runs = _every(words)
     for run in runs:
         if run.status not in ENDED:
-            raise UsageError(f"run {run.id} is {run.status}", hint=f"first: tpcli stop {run.id}")
+            waits = run.status == "created"
+            first = "end the sweep that it waits in" if waits else f"first: tpcli stop {run.id}"
+            raise UsageError(f"run {run.id} is {run.status}", hint=first)
     return [_edit(run, lambda identity: identity.update(removed=time.time())) for run in runs]
 
 
@@ -102,14 +106,20 @@ def waste(older: float = 0.0) -> list[Waste]:
     """
     base, now = runs_dir(), time.time()
     gone = [
-        Waste(run.folder, run, size(run.folder))
+        Waste(run.folder, run, size(run.folder) + size(_aside(run.folder)))
         for run in Registry(base).list(removed=True)
         if run.removed is not None and now - run.removed >= older * DAY
     ]
     left = [path for path in base.glob(".*.partial") if now - path.stat().st_mtime > DAY]
+    left = [path for path in left if path not in {_aside(one.path) for one in gone}]
     return sorted(gone, key=lambda one: (one.run and one.run.removed) or 0.0) + [
         Waste(path, None, size(path)) for path in sorted(left)
     ]
+
+
+def _aside(run_dir: Path) -> Path:
+    """What a run's folder is called while it is being deleted."""
+    return run_dir.with_name(f".{run_dir.name}.partial")
 
 
 def size(path: Path) -> int:
@@ -136,13 +146,14 @@ def _delete(one: Waste) -> bool:
         return True
     registry = Registry(runs_dir())
     # Renamed first: a deletion that is cut off leaves no half run, and the next one ends it.
-    aside = one.path.with_name(f".{one.run.id}.partial")
+    aside = _aside(one.path)
     if (one.path / folder.RUN).exists():
         with FileLock(one.path / folder.LOCK), folder.readable(f"the run in {one.path}"):
             identity = folder.read_json(one.path / folder.RUN)
             if identity.get("removed") is None or read_status(one.path) not in ENDED:
                 return False
             one.path.rename(aside)
+    if aside.exists():
         shutil.rmtree(aside)
     registry.forget(one.run.id)
     return True

@@ -80,7 +80,9 @@ class Condition:
             return _OPERATORS[self.op](value, self.number)
         if self.op in ("=", "!="):
             return self.op == "!="
-        raise UsageError(f'{self.key} is a number, and "{self.text}" is not')
+        raise UsageError(
+            f'{self.key} is a number, and "{self.text}" is not', hint=f"'{self.key}{self.op}0.5'"
+        )
 
 
 @dataclass(frozen=True, slots=True)

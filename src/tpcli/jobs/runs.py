@@ -264,8 +264,8 @@ def log(run: Run, *, lines: int, follow: bool) -> Iterator[str]:
     """The last ``lines`` of the run's log, and then what is added to it until the run ends."""
     path = run.folder / folder.LOG
     under_way = follow and run.status not in ENDED
-    if not path.exists() and not under_way:
-        raise NotFoundError(f"run {run.id} has no log", hint=f"tpcli runs show {run.id}")
+    if not under_way and not (path.exists() and path.stat().st_size):
+        raise NotFoundError(f"run {run.id} has written no log", hint=f"tpcli runs show {run.id}")
     text, position = _read_on(path, 0, whole_lines=under_way)
     yield "".join(text.splitlines(keepends=True)[-lines:])
     while under_way:

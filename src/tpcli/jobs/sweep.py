@@ -6,6 +6,7 @@ How a cell stands is never written down: its run's own folder says so.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -49,7 +50,7 @@ class Sweep:
     """A grid of runs: variants by seeds.
 
     Attributes:
-        recipe: as it was typed.
+        recipe: the file, absolute: a sweep may be resumed from another folder.
         overrides: of every variant.
         code: of tpcli, when it was begun.
         metric: that the grid shows.
@@ -75,6 +76,12 @@ class Sweep:
         """Where it is kept."""
         return runs_dir() / SWEEPS / self.id
 
+    @property
+    def path(self) -> Path:
+        """The recipe as one would type it here."""
+        near = Path(os.path.relpath(self.recipe))
+        return self.recipe if near.parts[:1] == ("..",) else near
+
     def tag(self, variant: int) -> str:
         """What the runs of a variant are tagged with, so that @TAG names them."""
         return f"{self.id}.{self.variants[variant].slug}"
@@ -87,7 +94,7 @@ class Sweep:
         """
         variant = self.variants[cell.variant]
         planned = plan(
-            self.recipe,
+            self.path,
             overrides=[*self.overrides, *variant.overrides],
             seed=cell.seed,
             name=f"{slug(self.recipe.stem)}-{variant.slug}-s{cell.seed}",
@@ -143,7 +150,7 @@ def begin(
         id=new_id(runs_dir() / SWEEPS, length=4),
         name=name,
         created=time.time(),
-        recipe=recipe,
+        recipe=recipe.resolve(),
         overrides=tuple(overrides),
         code=code_identity(),
         argv=tuple(without_secrets(argv)),
@@ -230,10 +237,11 @@ def alone(sweep: Sweep) -> Iterator[None]:
 
 def _read(path: Path) -> Sweep:
     value: dict[str, Any] = folder.read_json(path)
-    lists = {key: tuple(value[key]) for key in ("overrides", "argv", "seeds")}
     return Sweep(
         **{key: value[key] for key in ("id", "name", "created", "code", "metric", "baseline")},
-        **lists,
+        overrides=tuple(value["overrides"]),
+        argv=tuple(value["argv"]),
+        seeds=tuple(value["seeds"]),
         recipe=Path(value["recipe"]),
         variants=tuple(Variant(v["label"], tuple(v["overrides"])) for v in value["variants"]),
         cells=tuple(Cell(**cell) for cell in value["cells"]),

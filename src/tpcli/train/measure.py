@@ -123,6 +123,7 @@ def finish(
     scalars = {
         **_rewards(sums),
         "length/max": float(total.largest["length"]),
+        "length/tokens": sums["credit"][1],
         "schedule/progress": progress,
         "schedule/magnitude": knobs.magnitude,
         **{f"schedule/{name}": value for name, value in knobs.moving.items()},
