@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from tpcli import names
 from tpcli.bench.items import load
 from tpcli.bench.spec import read
+from tpcli.cli.app import main
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.scalar import moves
 from tpcli.recipe.schema import Recipe
@@ -200,10 +201,37 @@ def test_a_page_mentions_no_metric_that_a_step_does_not_log(page: Path) -> None:
     assert [name for name in metrics if f'"{name}"' not in code] == []
 
 
-def test_what_the_page_on_evaluation_links_to_exists() -> None:
-    found = links(ROOT / "docs" / "evaluation.md")
-    assert "verifiers.md" in found
+@pytest.mark.parametrize(
+    ("page", "one"),
+    [("evaluation.md", "verifiers.md"), ("comparing.md", "examples/tiny-schedules.html")],
+)
+def test_what_a_page_of_the_docs_links_to_exists(page: str, one: str) -> None:
+    found = links(ROOT / "docs" / page)
+    assert one in found
     assert [link for link in found if not (ROOT / "docs" / link).is_file()] == []
+
+
+def test_commands_of_the_page_on_comparing_take_the_flags_they_are_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    typed = re.findall(r"^(?:\$ )?tpcli (\w+)([^#\n]*)", text, flags=re.MULTILINE)
+    assert len(typed) >= 8
+    for command, rest in typed:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known = capsys.readouterr().out
+        assert [flag for flag in re.findall(r"--[a-z-]+", rest) if f"{flag} " not in known] == []
+
+
+def test_the_grid_on_the_page_is_that_of_the_report() -> None:
+    """Every value by seed stands in the report, with the digits that the page leaves out."""
+    page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    report = (ROOT / "docs" / "examples" / "tiny-schedules.html").read_text(encoding="utf-8")
+    shown = [float(value) for value in re.findall(r"✓(\.?\d+)", page)]
+    told = [float(value) for value in re.findall(r">(\d(?:\.\d+)?)</td>", report)]
+    assert len(shown) == 15
+    assert all(any(abs(a - b) < 6e-4 for b in told) for a in shown)
 
 
 def test_benchmarks_of_the_page_on_evaluation_load(tmp_path: Path) -> None:

@@ -210,7 +210,11 @@ def test_five_seeds_cannot_show_a_difference() -> None:
     """The verdict says so, the limits say why and what would help."""
     assert prose.verdict(row(), five()) == (
         "reward at the end: linear lies 0.0500 above off (95% interval +0.0310 to +0.0740; "
-        "5 of 5 seeds higher). Exact p = 0.062: no difference is shown."
+        "5 of 5 seeds higher). Exact p = 0.062: 5 seeds can decide nothing by it."
+    )
+    assert prose.verdict(row(), five(p_t=2e-5, p_holm=0.125)).endswith(
+        "p = 0.062, 0.125 corrected for the number of arms: 5 seeds can decide nothing by it; "
+        "the t test has p < 0.001."
     )
     limits = prose.limits([replace(row(), versus=(five(),))])
     assert limits[0] == (

@@ -81,8 +81,15 @@ def verdict(row: Row, one: Versus) -> str:
     text = f"{found} Exact p = {probability(one.p)}"
     if one.p_holm is not None:
         text += f", {probability(one.p_holm)} corrected for the number of arms"
+    if one.more:  # whatever the values, this test cannot reach .05
+        normal = "" if one.p_t is None else f"; the t test has p {_compared(one.p_t)}"
+        return f"{text}: {len(one.pairs)} seeds can decide nothing by it{normal}."
     p = one.p if one.p_holm is None else one.p_holm
     return f"{text}: {'a difference is shown' if p <= ALPHA else 'no difference is shown'}."
+
+
+def _compared(p: float) -> str:
+    return f"= {probability(p)}" if p >= 0.001 else probability(p)
 
 
 def limits(rows: Sequence[Row]) -> list[str]:
@@ -102,10 +109,11 @@ def _limit(n: int, one: Versus) -> str:
     if one.smallest_p is None:
         return "With one seed in common, effect cannot be told from chance: no interval, no test."
     more = "1 more seed" if one.more == 1 else f"{one.more} more seeds"
+    corrected = "" if one.p_holm is None else ", before the correction for several arms"
     return (
         f"With {n} seeds in common the exact sign-flip test reaches p = "
         f"{probability(one.smallest_p)} at best, so it shows no difference at .05, whatever the "
-        f"values are; with {more} it could."
+        f"values are; with {more} it could{corrected}."
     )
 
 

@@ -111,7 +111,7 @@ class Evaluation:
         path: the result's file, from the runs folder.
         run, step: of the checkpoint; None for a model that belongs to no run.
         digest: SHA-256 over the weights.
-        settings: digest of how it was asked and sampled; only equal ones compare.
+        settings: digest of weights, questions, prompt and sampling: equal for one policy alone.
         verifier: what judged the answers.
         limit: questions asked for, where not all were.
         value, se, low, high: accuracy, its standard error and 95% interval.
