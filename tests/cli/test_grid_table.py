@@ -49,7 +49,7 @@ def progress() -> Progress:
         baseline=0,
         cells=tuple(one.cell for one in cells),
     )
-    return Progress(sweep, cells, (14,), 1, stopping=False, started=0.0, now=100.0)
+    return Progress(sweep, cells, (14,), 1, stopping=0)
 
 
 def test_the_whole_table() -> None:
@@ -115,7 +115,7 @@ def test_plain_lines_tell_what_ended() -> None:
 
 
 def test_stopping_says_what_a_second_time_does() -> None:
-    assert "again: now" in grid.summary(replace(progress(), stopping=True))
+    assert "again: now" in grid.summary(replace(progress(), stopping=2))
 
 
 def test_json_names_every_cell_and_the_groups() -> None:

@@ -79,8 +79,6 @@ class Progress:
     queue: tuple[int, ...]
     at_once: int
     stopping: int
-    started: float
-    now: float
     warnings: tuple[str, ...] = ()
 
     @property
@@ -210,7 +208,6 @@ class _Work:
         self._plans, self._beside = plans, beside
         self.jobs: dict[int, Job] = {}
         self.stopping = 0
-        self._started = time.time()
         self._cells = {at: standing(cell, sweep.metric) for at, cell in enumerate(sweep.cells)}
         again = (*GOING_ON, *(("failed",) if retry_failed else ()))
         # Seed by seed, so that whatever is there early can already be paired.
@@ -271,8 +268,6 @@ class _Work:
             queue=tuple(self._queue),
             at_once=len(self.jobs) + len(self._others),
             stopping=self.stopping,
-            started=self._started,
-            now=time.time(),
             warnings=tuple(self._beside.warnings),
         )
 
