@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import PAD, random_batch, tiny_llama
+from tests.tiny import random_batch, tiny_llama
 from torch import Tensor
 
 from tpcli.analysis import gradients
@@ -33,7 +33,6 @@ def measured(of: TokenBatch, *, bins: int = 4, budget: int = 20, tied: bool = Tr
         bins=bins,
         temperature=TEMPERATURE,
         budget=budget,
-        pad_id=PAD,
     )
 
 
@@ -130,7 +129,6 @@ def test_progress_counts_responses() -> None:
         bins=2,
         temperature=1.0,
         budget=1,
-        pad_id=PAD,
         report=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(n, 5) for n in range(1, 6)]

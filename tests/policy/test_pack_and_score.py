@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import PAD, random_batch, tiny_llama
+from tests.tiny import random_batch, tiny_llama
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tpcli.errors import UsageError
 from tpcli.policy.model import Policy
 from tpcli.policy.pack import pack, plan_rows
-from tpcli.policy.score import kl_to_reference, logprob_and_entropy
+from tpcli.policy.score import Reference, logprob_and_entropy, measure
 from tpcli.types import TokenBatch
 
 TEMPERATURE = 1.3
@@ -55,11 +55,11 @@ def test_packed_gradient_equals_plain_gradient(
 
     seen = torch.zeros_like(batch.mask_BT)
     for rows in plan_rows(batch, range(6), budget=budget, share=share):
-        packed = pack(rows, batch, pad_id=PAD)
+        packed = pack(rows, batch)
         here = packed.responses_b
-        hidden_MD, got_bT, entropy_bT = policy(packed, chosen_BT[here], TEMPERATURE)
-        ((got_bT + 0.3 * entropy_bT) * push_BT[here]).sum().backward()
-        scores = policy.score(packed, hidden_MD, temperature=TEMPERATURE)
+        got = policy(packed, chosen_BT[here], TEMPERATURE, measured_bT=packed.mask_bT)
+        ((got.logprob_bT + 0.3 * got.entropy_bT) * push_BT[here]).sum().backward()
+        scores = got.scores
         torch.testing.assert_close(scores.logprob_bT, logprob_BT[here].detach())
         torch.testing.assert_close(scores.entropy_bT, entropy_BT[here].detach())
         assert not seen[here].any()
@@ -90,7 +90,7 @@ def test_rows_hold_every_response_once_within_budget(
     )
     assert found == wanted
     for rows in batches:
-        size = len(rows) * max(row.tokens for row in rows)
+        size = sum(row.tokens for row in rows)
         assert size <= budget or (len(rows) == 1 and len(rows[0].branches) == 1)
 
 
@@ -128,12 +128,12 @@ def test_kl_is_the_sum_over_the_vocabulary() -> None:
     h, w, g, u = (torch.randn(n, 5, generator=generator) for n in (7, 11, 7, 11))
     target_K = torch.randint(11, (7,), generator=generator)
     p, q = (h @ w.T).softmax(-1), (g @ u.T).softmax(-1)
-    logprob_K, entropy_K, kl_K, ref_K = kl_to_reference(h, w, g, u, target_K, chunk=2)
+    logprob_K, entropy_K, kl_K, ref_K = measure(h, w, target_K, chunk=2, reference=Reference(g, u))
     torch.testing.assert_close(kl_K, (p * (p / q).log()).sum(-1))
     torch.testing.assert_close(entropy_K, -(p * p.log()).sum(-1))
     torch.testing.assert_close(logprob_K, p[range(7), target_K].log())
     torch.testing.assert_close(ref_K, q[range(7), target_K].log())
-    same = kl_to_reference(h, w, h, w, target_K)[2]
+    same = measure(h, w, target_K, reference=Reference(h, w))[2]
     assert same.abs().max() < 1e-6
 
 
@@ -148,7 +148,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
     """Each layer runs twice when learning, once when scoring, and the gradient is the same."""
     batch = random_batch([5, 3], [4], group_size=2)
     ((row,),) = plan_rows(batch, range(2), budget=100)
-    packed = pack([row], batch, pad_id=PAD)
+    packed = pack([row], batch)
     gradients, calls = [], []
     for recompute in (False, True):
         model = tiny_llama()
@@ -159,7 +159,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
         model.model.layers[0].mlp.register_forward_pre_hook(
             lambda *_, runs=runs: runs.__setitem__(0, runs[0] + 1)
         )
-        policy(packed, packed.mask_bT)[1].sum().backward()
+        policy(packed, packed.mask_bT).logprob_bT.sum().backward()
         calls.append(runs[0])
         with torch.no_grad():
             policy.hidden(packed)

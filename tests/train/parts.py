@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
-from tests.tiny import PAD, random_batch, tiny_llama
+from tests.tiny import random_batch, tiny_llama
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -78,7 +78,6 @@ def learner(
         torch.optim.SGD(policy.parameters(), lr=1.0),
         Policy(tiny_llama(1)).requires_grad_(False) if reference else None,
         replace(METHOD, **changes),
-        pad_id=PAD,
     )
     return made, model
 

@@ -26,7 +26,7 @@ from tpcli.credit.advantage import advantages
 from tpcli.errors import RunFailedError
 from tpcli.names import AllocationName, ObjectiveName
 from tpcli.policy.pack import plan_rows
-from tpcli.policy.score import logprob_and_entropy
+from tpcli.policy.score import measure, push_logprobs
 from tpcli.types import TokenBatch
 
 REDUCTIONS: list[dict[str, Any]] = [
@@ -236,24 +236,58 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights() ->
     assert step_taken(before, model).abs().max() == 0
 
 
-def test_head_sees_selected_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the loss is concerned: the learning pass scores no token without credit."""
+def heads_seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Counts tokens as they meet the output head: those pushed, and all that are measured."""
     from tpcli.policy import model as policy_model
 
-    seen: list[int] = []
-    real = logprob_and_entropy
+    seen = {"pushed": 0, "in all": 0}
+    pushed, only_measured = push_logprobs, measure
 
-    def spy(hidden_KD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if hidden_KD.requires_grad:
-            seen.append(len(hidden_KD))
-        return real(hidden_KD, *args, **kwargs)
+    def push(hidden_KD: Tensor, w: Tensor, t: Tensor, push_k: Tensor, **kwargs: Any) -> Any:
+        seen["pushed"] += len(push_k)
+        seen["in all"] += len(hidden_KD)
+        return pushed(hidden_KD, w, t, push_k, **kwargs)
 
-    monkeypatch.setattr(policy_model, "logprob_and_entropy", spy)
-    made, _ = learner()
-    learned = made.update(step_batch(), KNOBS)
-    credited_B = (learned.weight_BT != 0).sum(-1)
-    credited_B[2:4] = 0  # no signal
-    assert sum(seen) == int(credited_B.sum())
+    def look(hidden_KD: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen["in all"] += len(hidden_KD)
+        return only_measured(hidden_KD, *args, **kwargs)
+
+    monkeypatch.setattr(policy_model, "push_logprobs", push)
+    monkeypatch.setattr(policy_model, "measure", look)
+    return seen
+
+
+@pytest.mark.parametrize("measure_all", [True, False])
+def test_what_is_not_credited_is_not_scored(
+    monkeypatch: pytest.MonkeyPatch, measure_all: bool
+) -> None:
+    """Learning never scores a token without credit; measuring does only where it is asked for."""
+    seen = heads_seen(monkeypatch)
+    made, model = learner()
+    before = weights(model)
+    learned = made.update(step_batch(), KNOBS, measure_all=measure_all)
+    assert distance(step_taken(before, model), plain_gradient(0.4)) < 1e-5
+    chosen_BT = (learned.weight_BT != 0) & (step_batch().advantage_B != 0)[:, None]
+    assert seen["pushed"] == int(chosen_BT.sum())
+    measured_BT = step_batch().mask_BT if measure_all else chosen_BT
+    assert seen["in all"] == int(measured_BT.sum())
+    assert torch.equal(learned.measured_BT, measured_BT)
+    assert torch.equal(learned.entropy_BT != 0, measured_BT)
+
+
+@pytest.mark.parametrize("measure_all", [True, False])
+def test_groups_without_signal_are_read_for_the_metrics_alone(measure_all: bool) -> None:
+    made, model = learner()
+    tokens = [0]
+    model.model.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.__setitem__(
+            0, tokens[0] + (args[0] if args else kwargs["hidden_states"]).shape[1]
+        ),
+        with_kwargs=True,
+    )
+    made.update(step_batch(), KNOBS, measure_all=measure_all)
+    inputs = {0: 4 + 4 + 0, 1: 9 + 6 + 1, 2: 2 + 2 + 5, 3: 5 + 8 + 3}  # prompt, L - 1 of each
+    assert tokens[0] == sum(n for group, n in inputs.items() if measure_all or group != 1)
 
 
 @pytest.mark.slow

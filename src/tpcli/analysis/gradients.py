@@ -136,7 +136,6 @@ def bin_gradients(
     bins: int,
     temperature: float,
     budget: int,
-    pad_id: int,
     report: Report | None = None,
 ) -> BinGradients:
     """The gradient of every bin, from one forward and Q backward passes a micro-batch.
@@ -146,7 +145,7 @@ def bin_gradients(
         batch: responses with ``group_size`` 1 and their advantages.
         bins: Q equal bins of trajectory percentile; a token lies where the middle of it does.
         temperature: that the responses were sampled at.
-        budget: padded tokens of a micro-batch.
+        budget: tokens of a micro-batch.
     """
     parameters = [p for p in policy.parameters() if p.requires_grad]
     sum_HQW = torch.zeros(HALVES, bins, sum(p.numel() for p in parameters))
@@ -154,7 +153,7 @@ def bin_gradients(
     gap, done, responses = 0.0, 0, len(batch.mask_BT)
     for half in range(HALVES):
         for rows in plan_rows(batch, range(half, responses, HALVES), budget=budget):
-            gap += _add(sum_HQW[half], policy, parameters, rows, batch, bin_BT, temperature, pad_id)
+            gap += _add(sum_HQW[half], policy, parameters, rows, batch, bin_BT, temperature)
             done += sum(len(every) for row in rows for _, every in row.branches)
             if report:
                 report(done, responses)
@@ -170,10 +169,9 @@ def _add(
     batch: TokenBatch,
     bin_BT: Tensor,
     temperature: float,
-    pad_id: int,
 ) -> float:
     """Add one micro-batch's gradients in place; returns its sum of log-prob gaps."""
-    packed = pack(rows, batch, pad_id=pad_id).to(parameters[0].device)
+    packed = pack(rows, batch).to(parameters[0].device)
     responses_b = packed.responses_b.cpu()
     advantage_bT = batch.advantage_B[responses_b, None].expand(packed.mask_bT.shape)
     tokens = int(batch.mask_BT.sum())

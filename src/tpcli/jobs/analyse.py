@@ -100,7 +100,7 @@ def gradients(
             hint="store more of them (track.responses), or train on questions that the policy "
             "answers sometimes",
         )
-    policy, pad_id = _policy(checkpoint / "model", recipe, bins)
+    policy = _policy(checkpoint / "model", recipe, bins)
     temperature = _temperature(run, recipe, samples[0]["step"])
     found = analysis.compare(
         analysis.bin_gradients(
@@ -109,7 +109,6 @@ def gradients(
             bins=bins,
             temperature=temperature,
             budget=recipe.train.micro_batch_tokens,
-            pad_id=pad_id,
             report=report,
         )
     )
@@ -183,22 +182,22 @@ def _stored(run: Run) -> list[dict[str, Any]]:
     return usable
 
 
-def _policy(path: Path, recipe: Recipe, bins: int) -> tuple[Policy, int]:
-    """The checkpoint's model in float32, where it computes fastest, and a filler token."""
+def _policy(path: Path, recipe: Recipe, bins: int) -> Policy:
+    """The checkpoint's model in float32, where it computes fastest."""
     import psutil
     import torch
 
     from tpcli.analysis.gradients import check_memory
-    from tpcli.policy.load import load_model, pad_id
+    from tpcli.policy.load import load_model
     from tpcli.policy.model import Policy
 
-    model, tokenizer = load_model(
+    model, _ = load_model(
         path, dtype="float32", trust_remote_code=recipe.model.trust_remote_code
     )
     check_memory(model.num_parameters(), bins, psutil.virtual_memory().available)
     policy = Policy(model, head_chunk=recipe.train.head_chunk)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    return policy, pad_id(tokenizer)
+    return policy
 
 
 def _temperature(run: Run, recipe: Recipe, step: int) -> float:

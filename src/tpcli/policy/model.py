@@ -1,4 +1,4 @@
-"""The policy as the trainer sees it: packed rows in, log-probs of chosen tokens out."""
+"""The policy as the trainer sees it: packed lines in, log-probs of chosen tokens out."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcli.errors import UsageError
-from tpcli.policy.pack import Packed
-from tpcli.policy.score import kl_to_reference, logprob_and_entropy
+from tpcli.names import AttentionName
+from tpcli.policy.attention import attend_by_segments, check_used
+from tpcli.policy.pack import Line, Packed
+from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """What no gradient flows through: log-prob, entropy and KL of response tokens, nats.
 
-    All [b, T], 0 on padding. ``kl_bT`` and ``ref_logprob_bT`` are 0 without a reference.
+    All [b, T], 0 where not measured. ``kl_bT`` and ``ref_logprob_bT`` are 0 without a reference.
     """
 
     logprob_bT: Tensor
@@ -24,18 +26,41 @@ class Scores:
     ref_logprob_bT: Tensor
 
 
-class Policy(nn.Module):
-    """A causal language model that scores packed rows.
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """What one forward pass gives.
 
-    One forward pass serves both uses: ``forward`` gives hidden states, and the head runs only where
-    a number is wanted.
+    Attributes:
+        logprob_bT, entropy_bT: nats, 0 where not chosen; with gradient, but for a pushed pass.
+        surrogate: of a pushed pass, sum of push times log-prob; its gradient is that of the loss.
+        scores: of the measured tokens; of a pushed pass, of the chosen ones as well.
     """
 
-    def __init__(self, model: PreTrainedModel, *, head_chunk: int = 256) -> None:
+    logprob_bT: Tensor
+    entropy_bT: Tensor
+    surrogate: Tensor | None = None
+    scores: Scores | None = None
+
+
+class Policy(nn.Module):
+    """A causal language model that scores packed lines.
+
+    The body gives hidden states, and the head runs only where a number is wanted.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        head_chunk: int = 256,
+        attention: AttentionName = "sdpa",
+    ) -> None:
         super().__init__()
         self.model = model
         self.head_chunk = head_chunk
+        self._attention = attention
         _check_plain_head(model)
+        attend_by_segments(model)
 
     @property
     def head_VD(self) -> Tensor:
@@ -45,53 +70,105 @@ class Policy(nn.Module):
         return head.weight
 
     def forward(
-        self, packed: Packed, chosen_bT: Tensor | None = None, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the rows; score the chosen tokens with gradient.
+        self,
+        packed: Packed,
+        chosen_bT: Tensor,
+        temperature: float = 1.0,
+        *,
+        push_bT: Tensor | None = None,
+        measured_bT: Tensor | None = None,
+        reference: "Policy | None" = None,
+    ) -> Pass:
+        """Run the lines; score the chosen tokens with gradient, and measure others without.
 
         Args:
-            chosen_bT: bool, the tokens whose log-prob and entropy are wanted; None for none.
-
-        Returns:
-            hidden_MD: every position's last hidden state, detached.
-            logprob_bT, entropy_bT: nats, 0 where not chosen.
+            chosen_bT: bool, the tokens that learn.
+            push_bT: d loss / d logprob of each, where that is known beforehand: then one pass over
+                the vocabulary forms the gradient, and ``Pass.surrogate`` carries it.
+            measured_bT: bool, the tokens that ``Pass.scores`` is about; None for no scores.
+            reference: measured against.
         """
+        # Before the policy: both may keep keys and values in the layouts of two lines.
+        ref_MD = None
+        if reference is not None and measured_bT is not None:
+            with torch.no_grad():
+                ref_MD = reference.hidden(packed)
         hidden_MD = self.hidden(packed)
-        if chosen_bT is None:
-            empty_bT = hidden_MD.new_zeros(packed.mask_bT.shape)
-            return hidden_MD.detach(), empty_bT, empty_bT
+        if push_bT is not None:
+            return self._push(
+                packed, hidden_MD, chosen_bT, push_bT, temperature, measured_bT, reference, ref_MD
+            )
         # index_select, not fancy indexing: its backward adds in a fixed order, and the prompt's
         # last position is chosen once a response.
-        chosen_KD = hidden_MD.index_select(0, packed.predictor_bT[chosen_bT])
         logprob_K, entropy_K = logprob_and_entropy(
-            chosen_KD,
+            hidden_MD.index_select(0, packed.predictor_bT[chosen_bT]),
             self.head_VD,
             packed.target_bT[chosen_bT],
             temperature=temperature,
             chunk=self.head_chunk,
         )
-        where = chosen_bT.nonzero(as_tuple=True)
-        empty_bT = logprob_K.new_zeros(chosen_bT.shape)
-        return (
-            hidden_MD.detach(),
-            empty_bT.index_put(where, logprob_K),
-            empty_bT.index_put(where, entropy_K),
+        scores = None
+        if measured_bT is not None:
+            scores = self._scores(packed, hidden_MD, measured_bT, temperature, reference, ref_MD)
+        return Pass(_spread(logprob_K, chosen_bT), _spread(entropy_K, chosen_bT), scores=scores)
+
+    def _push(
+        self,
+        packed: Packed,
+        hidden_MD: Tensor,
+        chosen_bT: Tensor,
+        push_bT: Tensor,
+        temperature: float,
+        measured_bT: Tensor | None,
+        reference: "Policy | None",
+        ref_MD: Tensor | None,
+    ) -> Pass:
+        """Chosen tokens first, then those that are only measured: one pass over both."""
+        others_bT = torch.zeros_like(chosen_bT)
+        if measured_bT is not None:
+            others_bT = measured_bT & ~chosen_bT
+        predictor_K = torch.cat([packed.predictor_bT[chosen_bT], packed.predictor_bT[others_bT]])
+        surrogate, *found = push_logprobs(
+            hidden_MD.index_select(0, predictor_K),
+            self.head_VD,
+            torch.cat([packed.target_bT[chosen_bT], packed.target_bT[others_bT]]),
+            push_bT[chosen_bT],
+            temperature=temperature,
+            chunk=self.head_chunk,
+            reference=_reference(reference, ref_MD, predictor_K),
         )
+        chosen = len(packed.predictor_bT[chosen_bT])
+        spread = [
+            _spread(value_K[:chosen], chosen_bT).masked_scatter(others_bT, value_K[chosen:])
+            for value_K in found
+        ]
+        return Pass(*(x_bT * chosen_bT for x_bT in spread[:2]), surrogate, Scores(*spread))
 
     def hidden(self, packed: Packed) -> Tensor:
-        """Last hidden states of all positions, [M, D]."""
+        """Last hidden states of all positions, [M, D], of both lines where there are two."""
+        *context, last = packed.lines
+        with torch.no_grad():
+            before = [self._run(line) for line in context]
+        return torch.cat([*before, self._run(last)])
+
+    def _run(self, line: Line) -> Tensor:
         # transformers recomputes activations in training mode only; generation needs the other.
         recompute = self._checkpointing() and torch.is_grad_enabled()
+        line.layout.calls = 0
         self.model.train(recompute)
         out = self.model.base_model(
-            input_ids=packed.input_RN,
-            position_ids=packed.position_RN,
-            attention_mask=packed.attend_R1NN,
+            input_ids=line.input_M[None],
+            position_ids=line.position_M[None],
+            # Ready made, as four dimensions say: transformers makes no mask of its own.
+            attention_mask=line.position_M.new_zeros(1, 1, 1, 1),
             use_cache=False,
+            layout=line.layout,
+            kernel=self._attention,
         )
         self.model.train(False)
-        hidden_RND: Tensor = out.last_hidden_state
-        return hidden_RND.flatten(0, 1)
+        check_used(line.layout, self.model)
+        hidden_1MD: Tensor = out.last_hidden_state
+        return hidden_1MD[0]
 
     def _checkpointing(self) -> bool:
         return any(
@@ -102,39 +179,50 @@ class Policy(nn.Module):
     def score(
         self,
         packed: Packed,
-        hidden_MD: Tensor,
+        measured_bT: Tensor,
         *,
         temperature: float,
         reference: "Policy | None" = None,
     ) -> Scores:
-        """Score every response token from hidden states that ``forward`` has already computed."""
-        mask_bT = packed.mask_bT
-        predictor_K, target_K = packed.predictor_bT[mask_bT], packed.target_bT[mask_bT]
-        hidden_KD = hidden_MD.index_select(0, predictor_K)
-        if reference is None:
-            logprob_K, entropy_K = logprob_and_entropy(
-                hidden_KD,
-                self.head_VD,
-                target_K,
-                temperature=temperature,
-                chunk=self.head_chunk,
-            )
-            kl_K = ref_logprob_K = torch.zeros_like(logprob_K)
-        else:
-            logprob_K, entropy_K, kl_K, ref_logprob_K = kl_to_reference(
-                hidden_KD,
-                self.head_VD,
-                reference.hidden(packed).index_select(0, predictor_K),
-                reference.head_VD,
-                target_K,
-                temperature=temperature,
-                chunk=self.head_chunk,
-            )
+        """Measure tokens without learning from any."""
+        ref_MD = reference.hidden(packed) if reference is not None else None
+        hidden_MD = self.hidden(packed)
+        return self._scores(packed, hidden_MD, measured_bT, temperature, reference, ref_MD)
 
-        def spread(value_K: Tensor) -> Tensor:
-            return value_K.new_zeros(mask_bT.shape).masked_scatter(mask_bT, value_K)
+    @torch.no_grad()
+    def _scores(
+        self,
+        packed: Packed,
+        hidden_MD: Tensor,
+        measured_bT: Tensor,
+        temperature: float,
+        reference: "Policy | None",
+        ref_MD: Tensor | None,
+    ) -> Scores:
+        predictor_K = packed.predictor_bT[measured_bT]
+        found = measure(
+            hidden_MD.index_select(0, predictor_K),
+            self.head_VD,
+            packed.target_bT[measured_bT],
+            temperature=temperature,
+            chunk=self.head_chunk,
+            reference=_reference(reference, ref_MD, predictor_K),
+        )
+        return Scores(*(_spread(value_K, measured_bT) for value_K in found))
 
-        return Scores(spread(logprob_K), spread(entropy_K), spread(kl_K), spread(ref_logprob_K))
+
+def _reference(
+    reference: Policy | None, ref_MD: Tensor | None, predictor_K: Tensor
+) -> Reference | None:
+    if reference is None or ref_MD is None:
+        return None
+    return Reference(ref_MD.index_select(0, predictor_K), reference.head_VD)
+
+
+def _spread(value_K: Tensor, where_bT: Tensor) -> Tensor:
+    """Values at their places, 0 elsewhere; differentiable."""
+    empty_bT = value_K.new_zeros(where_bT.shape)
+    return empty_bT.index_put(where_bT.nonzero(as_tuple=True), value_K)
 
 
 def _check_plain_head(model: PreTrainedModel) -> None:

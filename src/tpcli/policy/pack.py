@@ -1,26 +1,25 @@
-"""Rows of a forward pass: what responses have in common stands once, and none sees another.
+"""Lines of a forward pass: what responses have in common stands once, and none sees another.
 
-A row is a tree written out in one line: the tokens that all its prompts begin with, each prompt's
-own rest, each response. Every token looks at its own branch back to the root, so hidden states and
-gradients are those of the plain form. The last token of a response predicts nothing that is scored,
-so it is not an input.
+A row is a tree: the tokens that all its prompts begin with, each prompt's own rest, each response.
+A micro-batch is one line of the rows' tokens, without padding. Every token looks at its own branch
+back to the root, so hidden states and gradients are those of the plain form. The last token of a
+response predicts nothing that is scored, so it is not an input.
 
-Letters: R rows, N padded row length, M = R * N, B responses of the step, b responses of a
-micro-batch, T padded response tokens.
+Letters: M tokens of a line, B responses of the step, b responses of a micro-batch, T padded tokens
+of a response.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from os.path import commonprefix
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from tpcli.policy.attention import Layout, Segment
 from tpcli.types import Prompt, TokenBatch
-
-PAD = -1
-ROOT = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Row:
     Attributes:
         shared: tokens at the head that all prompts of the row begin with.
         branches: (prompt, its responses).
-        tokens: length of the row.
+        tokens: that the row has.
     """
 
     shared: int
@@ -39,44 +38,64 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """Tokens that go through the model together.
+
+    Attributes:
+        input_M: int64 token ids.
+        position_M: int64; every response continues its prompt's positions.
+        layout: who sees whom.
+    """
+
+    input_M: Tensor
+    position_M: Tensor
+    layout: Layout
+
+    def to(self, device: torch.device) -> Self:
+        """The same line on another device."""
+        return type(self)(
+            self.input_M.to(device), self.position_M.to(device), self.layout.to(device)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Packed:
     """One micro-batch, ready for the model.
 
     Attributes:
         responses_b: int64, which responses of the batch these are.
-        input_RN: int64 token ids, right-padded.
-        position_RN: int64; every response continues its prompt's positions.
-        attend_R1NN: bool, True where the row's token may look at the column's; None where plain
-            causal attention says the same (one response a row).
-        predictor_bT: int64, index into the M flattened positions of the one that predicts
-            response token (b, t); 0 on padding.
+        lines: one; or two, of which the first is context that gets no gradient.
+        predictor_bT: int64, index into the tokens of the lines, one after the other, of the one
+            that predicts response token (b, t); 0 on padding.
         target_bT: int64 response tokens.
         mask_bT: bool, True on response tokens.
     """
 
     responses_b: Tensor
-    input_RN: Tensor
-    position_RN: Tensor
-    attend_R1NN: Tensor | None
+    lines: tuple[Line, ...]
     predictor_bT: Tensor
     target_bT: Tensor
     mask_bT: Tensor
 
     def to(self, device: torch.device) -> Self:
         """The same micro-batch on another device."""
-        every: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in every.items()}
-        return type(self)(**moved)
+        return type(self)(
+            self.responses_b.to(device),
+            tuple(line.to(device) for line in self.lines),
+            self.predictor_bT.to(device),
+            self.target_bT.to(device),
+            self.mask_bT.to(device),
+        )
 
 
 def plan_rows(
     batch: TokenBatch, responses: Sequence[int], *, budget: int, share: bool = True
 ) -> list[list[Row]]:
-    """Divide responses into micro-batches of rows, each at most ``budget`` padded tokens.
+    """Divide responses into micro-batches of like size, each of at most ``budget`` tokens.
 
-    Responses of one prompt share a row while it fits the budget; so do prompts, where most of each
-    is the same for all (worked examples). A single response that is longer than the budget gets a
-    micro-batch of its own. Rows of like length stand together.
+    Responses of one prompt share a row while it fits; so do prompts, where most of each is the same
+    for all (worked examples). A single response that is longer than the budget gets a micro-batch
+    of its own.
 
     Args:
         responses: indices into the batch; those of a prompt stand together.
@@ -85,25 +104,40 @@ def plan_rows(
     """
     lengths = batch.mask_BT.sum(-1).tolist()
     shared = shared_prefix(batch.prompts) if share else 0
+    inputs = {index: max(int(lengths[index]) - 1, 0) for index in responses}
+    rests = {i // batch.group_size: 0 for i in responses}
+    for prompt in rests:
+        rests[prompt] = len(batch.prompts[prompt].tokens) - shared
+    total = shared + sum(rests.values()) + sum(inputs.values())
+    # Rows no larger than an even share, so that a group too large for one is cut evenly.
+    even = -(-total // -(-total // budget)) if total else 1
+    limit = min(budget, even + max(inputs.values(), default=0))
     rows: list[Row] = []
     for index in responses:
         prompt = index // batch.group_size
-        inputs = max(int(lengths[index]) - 1, 0)
-        rest = len(batch.prompts[prompt].tokens) - shared
-        grown = _grown(rows[-1], prompt, index, inputs, rest) if rows and share else None
-        if grown and grown.tokens <= budget:
+        grown = _grown(rows[-1], prompt, index, inputs[index], rests[prompt]) if rows else None
+        if share and grown and grown.tokens <= limit:
             rows[-1] = grown
         else:
-            rows.append(Row(shared, ((prompt, (index,)),), shared + rest + inputs))
-    rows.sort(key=lambda row: -row.tokens)
-    batches: list[list[Row]] = []
-    for row in rows:
-        # The first row of a micro-batch is its longest: it sets the padded length.
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].tokens <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+            alone = shared + rests[prompt] + inputs[index]
+            rows.append(Row(shared, ((prompt, (index,)),), alone))
+    return _balanced(rows, budget)
+
+
+def _balanced(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+    """As few micro-batches as this finds, the longest row always to the one with the least."""
+    order = sorted(rows, key=lambda row: -row.tokens)
+    for bins in count(max(1, -(-sum(row.tokens for row in rows) // budget))):
+        batches: list[list[Row]] = [[] for _ in range(bins)]
+        loads = [0] * bins
+        for row in order:
+            least = loads.index(min(loads))
+            batches[least].append(row)
+            loads[least] += row.tokens
+        filled = [rows_ for rows_ in batches if rows_]
+        if all(len(one) == 1 or sum(r.tokens for r in one) <= budget for one in filled):
+            return filled
+    raise AssertionError("as many micro-batches as rows always fit")
 
 
 def shared_prefix(prompts: Sequence[Prompt]) -> int:
@@ -129,80 +163,104 @@ def _grown(row: Row, prompt: int, index: int, inputs: int, rest: int) -> Row | N
     return Row(row.shared, (*row.branches, (prompt, (index,))), row.tokens + rest + inputs)
 
 
-def pack(rows: Sequence[Row], batch: TokenBatch, *, pad_id: int) -> Packed:
-    """Lay out ``rows`` as one micro-batch."""
+def pack(
+    rows: Sequence[Row], batch: TokenBatch, *, learns_from: Sequence[int] | None = None
+) -> Packed:
+    """Lay out ``rows`` as one micro-batch.
+
+    Args:
+        learns_from: by response of the batch, its first token whose log-prob gets a gradient; what
+            precedes that token's predictor then goes into a first line, to be run without gradient.
+            None is the exact form.
+    """
     responses_b = torch.tensor([i for row in rows for _, every in row.branches for i in every])
     mask_bT = batch.mask_BT[responses_b]
-    sheet = _Sheet(len(rows), max(row.tokens for row in rows), pad_id)
     predictor_bT = torch.zeros_like(mask_bT, dtype=torch.int64)
-    b = 0
-    for r, row in enumerate(rows):
-        sheet.begin(r)
-        root = batch.prompts[row.branches[0][0]].tokens[: row.shared]
-        sheet.write(torch.tensor(root, dtype=torch.int64), position=0, parent=ROOT, segment=ROOT)
-        for prompt, responses in row.branches:
-            rest = torch.tensor(batch.prompts[prompt].tokens[row.shared :], dtype=torch.int64)
-            stem, at = sheet.write(rest, position=row.shared, parent=ROOT)
-            for index in responses:
-                length = int(batch.mask_BT[index].sum())
-                inputs = batch.tokens_BT[index, : max(length - 1, 0)]
-                _, leaf = sheet.write(inputs, position=row.shared + len(rest), parent=stem)
-                # The prompt's last token predicts the first response token, each one the next.
-                predictor_bT[b, :1] = at + len(rest) - 1
-                predictor_bT[b, 1:length] = leaf + torch.arange(len(inputs))
-                b += 1
-    alone = all(len(row.branches) == 1 and len(row.branches[0][1]) == 1 for row in rows)
+    head, tail = _Sheet(), _Sheet()
+    parts = [part for row in rows for part in _write(row, batch, head, tail, learns_from)]
+    for b, (first, early, late) in enumerate(parts):
+        predictor_bT[b, :first] = torch.tensor(early, dtype=torch.int64)
+        predictor_bT[b, first : first + len(late)] = torch.tensor(late) + head.tokens
+    lines = [head.line(kept=learns_from is not None)]
+    if learns_from is not None:
+        lines.append(tail.line(before=lines[0].layout))
     return Packed(
         responses_b=responses_b,
-        input_RN=sheet.input_RN,
-        position_RN=sheet.position_RN,
-        attend_R1NN=None if alone else attention(sheet.segment_RN, sheet.parent_RN),
+        lines=tuple(lines),
         predictor_bT=torch.where(mask_bT, predictor_bT, 0),
         target_bT=torch.where(mask_bT, batch.tokens_BT[responses_b], 0),
         mask_bT=mask_bT,
     )
 
 
+_Run = tuple[int, int]
+
+
 class _Sheet:
-    """The rows while they are written, segment by segment."""
+    """A line while it is written."""
 
-    def __init__(self, rows: int, width: int, pad_id: int) -> None:
-        self.input_RN = torch.full((rows, width), pad_id, dtype=torch.int64)
-        self.position_RN = torch.arange(width).repeat(rows, 1)
-        self.segment_RN = torch.full((rows, width), PAD, dtype=torch.int64)
-        self.parent_RN = torch.full((rows, width), PAD, dtype=torch.int64)
-        self._row = self._cursor = self._segment = 0
+    def __init__(self) -> None:
+        self._inputs: list[int] = []
+        self._positions: list[int] = []
+        self._segments: list[Segment] = []
 
-    def begin(self, row: int) -> None:
-        """Start a row."""
-        self._row, self._cursor, self._segment = row, 0, ROOT
+    @property
+    def tokens(self) -> int:
+        """Written so far."""
+        return len(self._inputs)
 
     def write(
-        self, tokens: Tensor, *, position: int, parent: int, segment: int | None = None
-    ) -> tuple[int, int]:
-        """Append a segment; returns its number and its flat index in the micro-batch."""
-        if segment is None:
-            self._segment += 1
-            segment = self._segment
-        here = slice(self._cursor, self._cursor + len(tokens))
-        self.input_RN[self._row, here] = tokens
-        self.position_RN[self._row, here] = torch.arange(position, position + len(tokens))
-        self.segment_RN[self._row, here] = segment
-        self.parent_RN[self._row, here] = parent
-        flat = self._row * self.input_RN.shape[1] + self._cursor
-        self._cursor += len(tokens)
-        return segment, flat
+        self, tokens: Sequence[int], *, position: int, context: Sequence[_Run] = (), join: bool
+    ) -> _Run:
+        """Append tokens as a segment of their own, or to the last one; returns where they stand."""
+        run = (len(self._inputs), len(tokens))
+        if not tokens:
+            return run
+        self._inputs += tokens
+        self._positions += range(position, position + len(tokens))
+        if join:
+            last = self._segments.pop()
+            self._segments.append(Segment(last.start, last.length + len(tokens), last.context))
+        else:
+            runs = tuple(one for one in context if one[1])
+            self._segments.append(Segment(*run, runs))
+        return run
+
+    def line(self, *, before: Layout | None = None, kept: bool = False) -> Line:
+        """What has been written."""
+        return Line(
+            torch.tensor(self._inputs),
+            torch.tensor(self._positions),
+            Layout(self._segments, before=before, kept=kept),
+        )
 
 
-def attention(segment_RN: Tensor, parent_RN: Tensor) -> Tensor:
-    """Who may look at whom: the past of one's own segment, its parent and the root.
-
-    Returns:
-        bool [R, 1, N, N]; no row of it is empty, so the softmax is defined on padding too.
-    """
-    width = segment_RN.shape[1]
-    causal_NN = torch.ones(width, width, dtype=torch.bool, device=segment_RN.device).tril()
-    key_R1N = segment_RN[:, None, :]
-    own_RNN = key_R1N == segment_RN[:, :, None]
-    branch_RNN = own_RNN | (key_R1N == parent_RN[:, :, None]) | (key_R1N == ROOT)
-    return (branch_RNN & causal_NN)[:, None]
+def _write(
+    row: Row, batch: TokenBatch, head: _Sheet, tail: _Sheet, learns_from: Sequence[int] | None
+) -> Iterator[tuple[int, list[int], range]]:
+    """Write a row; of each response, its first token that is predicted from the second line, and
+    the predictors in either line."""
+    # A single response has no branch: one causal segment.
+    lone = len(row.branches) == len(row.branches[0][1]) == 1
+    root = batch.prompts[row.branches[0][0]].tokens[: row.shared]
+    trunk = head.write(root, position=0, join=False)
+    for prompt, responses in row.branches:
+        rest = batch.prompts[prompt].tokens[row.shared :]
+        asked = row.shared + len(rest)
+        stem = head.write(rest, position=row.shared, context=(trunk,), join=lone and row.shared > 0)
+        for index in responses:
+            length = int(batch.mask_BT[index].sum())
+            tokens = batch.tokens_BT[index, :length].tolist()
+            first = length if learns_from is None else min(learns_from[index], length)
+            early = tokens[: max(first - 1, 0)]
+            leaf = head.write(early, position=asked, context=(trunk, stem), join=lone)
+            # The prompt's last token predicts the first response token, each one the next.
+            ahead = [sum(stem) - 1, *range(leaf[0], sum(leaf))] if first else []
+            late = range(0)
+            if first < length:
+                # The predictor of the first learning token is learned through as well.
+                inputs = [*rest[-1:], *tokens][first:length]
+                before = (trunk, stem, leaf) if first else (trunk, (stem[0], stem[1] - 1))
+                run = tail.write(inputs, position=asked + first - 1, context=before, join=False)
+                late = range(run[0], sum(run))
+            yield first, ahead, late

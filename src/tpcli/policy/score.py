@@ -1,7 +1,7 @@
 """Log-probs, entropies and KL from hidden states, a chunk of tokens at a time.
 
 Letters: K scored tokens, D hidden size, V vocabulary, c tokens of a chunk. No function here holds
-more than two [c, V] tensors of a kind: memory is flat in K.
+more than a few [c, V] tensors: memory is flat in K.
 
     z = h W^T / temperature,  p = softmax(z)
     logprob = z[target] - logsumexp(z)
@@ -9,10 +9,20 @@ more than two [c, V] tensors of a kind: memory is flat in K.
     KL = sum_v p_v (log p_v - log q_v)            (nats, q the reference policy)
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """The reference policy at the same tokens: hidden states and output head."""
+
+    hidden_KD: Tensor
+    weight_VD: Tensor
 
 
 class _ChunkedLogprob(torch.autograd.Function):
@@ -31,7 +41,7 @@ class _ChunkedLogprob(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.dtype = _matmul_dtype(hidden_KD)
-        logprob_K, entropy_K = _score(hidden_KD, weight_VD, target_K, temperature, chunk, ctx.dtype)
+        logprob_K, entropy_K, _, _ = _measure(hidden_KD, weight_VD, target_K, temperature, chunk)
         ctx.save_for_backward(hidden_KD, weight_VD, target_K, entropy_K)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logprob_K, entropy_K
@@ -86,54 +96,136 @@ def logprob_and_entropy(
     return logprob_K, entropy_K
 
 
-@torch.no_grad()
-def kl_to_reference(
+class _PushedLogprob(torch.autograd.Function):
+    """sum_k push_k logprob_k, with its gradient formed while the logits exist."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_KD: Tensor,
+        weight_VD: Tensor,
+        target_K: Tensor,
+        push_k: Tensor,
+        temperature: float,
+        chunk: int,
+        reference: Reference | None,
+    ) -> tuple[Tensor, ...]:
+        dtype = _matmul_dtype(hidden_KD)
+        head_VD = weight_VD.to(dtype)
+        scale_k1 = (push_k / temperature)[:, None]
+        grad_hidden_KD = torch.zeros_like(hidden_KD)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype))
+
+        def push(here: slice, p_cV: Tensor) -> None:
+            """d logprob / d z = onehot(target) - p; the chunk's first tokens are those pushed."""
+            pushed = slice(here.start, min(here.stop, len(push_k)))
+            if pushed.start >= pushed.stop:
+                return
+            grad_cV = p_cV[: pushed.stop - pushed.start].mul_(-scale_k1[pushed])
+            grad_cV.scatter_add_(1, target_K[pushed, None], scale_k1[pushed])
+            grad_cV = grad_cV.to(dtype)
+            hidden_cD = hidden_KD[pushed].to(dtype)
+            grad_hidden_KD[pushed] = (grad_cV @ head_VD).to(grad_hidden_KD.dtype)
+            if grad_weight_VD.dtype == dtype:
+                grad_weight_VD.addmm_(grad_cV.T, hidden_cD)
+            else:
+                grad_weight_VD.add_(grad_cV.T @ hidden_cD)
+
+        found_4K = _measure(
+            hidden_KD, weight_VD, target_K, temperature, chunk, reference=reference, visit=push
+        )
+        ctx.save_for_backward(grad_hidden_KD, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        logprob_K, entropy_K, kl_K, ref_logprob_K = found_4K
+        total = (push_k * logprob_K[: len(push_k)]).sum()
+        ctx.mark_non_differentiable(logprob_K, entropy_K, kl_K, ref_logprob_K)
+        return total, logprob_K, entropy_K, kl_K, ref_logprob_K
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_KD, grad_weight_VD = ctx.saved_tensors
+        grad_weight_VD = (grad_weight_VD * grads[0]).to(ctx.weight_dtype)
+        return (grad_hidden_KD * grads[0], grad_weight_VD, None, None, None, None, None)
+
+
+def push_logprobs(
     hidden_KD: Tensor,
     weight_VD: Tensor,
-    ref_hidden_KD: Tensor,
-    ref_weight_VD: Tensor,
+    target_K: Tensor,
+    push_k: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 256,
+    reference: Reference | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Measure K tokens and learn from the first k of them, in one pass over the vocabulary.
+
+    Where the derivative of the loss by each log-prob is known beforehand - on policy the ratio is
+    1 - nothing need be computed twice: the gradient is formed while a chunk's logits exist.
+
+    Args:
+        push_k: d loss / d logprob of the first k tokens, a constant.
+
+    Returns:
+        (sum push logprob, differentiable; logprob_K, entropy_K, kl_K, ref_logprob_K, constants).
+    """
+    found = _PushedLogprob.apply(  # type: ignore[no-untyped-call]
+        hidden_KD, weight_VD, target_K, push_k, temperature, chunk, reference
+    )
+    total, logprob_K, entropy_K, kl_K, ref_logprob_K = found
+    return total, logprob_K, entropy_K, kl_K, ref_logprob_K
+
+
+@torch.no_grad()
+def measure(
+    hidden_KD: Tensor,
+    weight_VD: Tensor,
     target_K: Tensor,
     *,
     temperature: float = 1.0,
     chunk: int = 256,
+    reference: Reference | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Score tokens under the policy and measure the exact KL to a reference, without gradient.
 
     The KL is summed over the whole vocabulary: no sampling noise beyond which tokens were visited.
 
     Returns:
-        (logprob_K, entropy_K, kl_K, ref_logprob_K), nats, float32 (float64 for a float64 model).
+        (logprob_K, entropy_K, kl_K, ref_logprob_K), nats, float32 (float64 for a float64 model);
+        the last two 0 without a reference.
     """
-    dtype = _matmul_dtype(hidden_KD)
-    head_VD, ref_head_VD = weight_VD.to(dtype), ref_weight_VD.to(dtype)
-    out_4K = torch.empty(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
-    for here in _chunks(len(target_K), chunk):
-        log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
-        log_q_cV = _log_softmax(ref_hidden_KD[here].to(dtype), ref_head_VD, temperature)
-        target_c1 = target_K[here, None]
-        out_4K[0, here] = log_p_cV.gather(1, target_c1)[:, 0]
-        out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
-        p_cV = log_p_cV.exp()
-        out_4K[1, here] = -(p_cV * log_p_cV).sum(-1)
-        out_4K[2, here] = (p_cV * log_p_cV.sub_(log_q_cV)).sum(-1)
-    return out_4K[0], out_4K[1], out_4K[2], out_4K[3]
+    found_4K = _measure(hidden_KD, weight_VD, target_K, temperature, chunk, reference=reference)
+    return found_4K[0], found_4K[1], found_4K[2], found_4K[3]
 
 
-def _score(
+def _measure(
     hidden_KD: Tensor,
     weight_VD: Tensor,
     target_K: Tensor,
     temperature: float,
     chunk: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+    *,
+    reference: Reference | None = None,
+    visit: Callable[[slice, Tensor], None] | None = None,
+) -> Tensor:
+    """[4, K]; ``visit`` sees each chunk's probabilities, and may use them up."""
+    dtype = _matmul_dtype(hidden_KD)
     head_VD = weight_VD.to(dtype)
-    out_2K = torch.empty(2, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
+    ref_head_VD = reference.weight_VD.to(dtype) if reference else None
+    out_4K = torch.zeros(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
     for here in _chunks(len(target_K), chunk):
         log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
-        out_2K[0, here] = log_p_cV.gather(1, target_K[here, None])[:, 0]
-        out_2K[1, here] = -(log_p_cV.exp() * log_p_cV).sum(-1)
-    return out_2K[0], out_2K[1]
+        target_c1 = target_K[here, None]
+        out_4K[0, here] = log_p_cV.gather(1, target_c1)[:, 0]
+        p_cV = log_p_cV.exp()
+        out_4K[1, here] = -torch.linalg.vecdot(p_cV, log_p_cV)
+        if reference:
+            log_q_cV = _log_softmax(reference.hidden_KD[here].to(dtype), ref_head_VD, temperature)
+            out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
+            out_4K[2, here] = torch.linalg.vecdot(p_cV, log_p_cV.sub_(log_q_cV))
+        if visit:
+            visit(here, p_cV)
+    return out_4K
 
 
 def _log_softmax(hidden_cD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:

@@ -79,12 +79,12 @@ def build(
     if recipe.warmup is not None:
         with journal.phase("warmup", 0):
             model.to(accelerator.device)
-            model = _warmed_up(recipe, model, tokenizer, data, pad_id, folder, journal)
+            model = _warmed_up(recipe, model, tokenizer, data, folder, journal)
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
-    learner = _learner(recipe, accelerator, model, pad_id)
+    learner = _learner(recipe, accelerator, model)
     engine = TransformersEngine(
         model,
         eos_ids=eos_ids(model, tokenizer),
@@ -208,7 +208,6 @@ def _warmed_up(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Data,
-    pad_id: int,
     folder: Path,
     journal: Journal,
 ) -> PreTrainedModel:
@@ -223,7 +222,6 @@ def _warmed_up(
             **warmup.model_dump(),
             micro_batch_tokens=recipe.train.micro_batch_tokens,
             head_chunk=recipe.train.head_chunk,
-            pad_id=pad_id,
             progress=journal.advance,
         )
         save_model(model, tokenizer, aside)
@@ -247,9 +245,7 @@ def _warmed_up(
     )[0]
 
 
-def _learner(
-    recipe: Recipe, accelerator: Accelerator, model: PreTrainedModel, pad_id: int
-) -> Learner:
+def _learner(recipe: Recipe, accelerator: Accelerator, model: PreTrainedModel) -> Learner:
     reference = None
     if _needs_reference(recipe):
         reference = Policy(copy.deepcopy(model), head_chunk=recipe.train.head_chunk)
@@ -279,7 +275,7 @@ def _learner(
         eps=recipe.optim.eps,
         weight_decay=recipe.optim.weight_decay,
     )
-    return Learner(accelerator, policy, optimizer, reference, method, pad_id=pad_id)
+    return Learner(accelerator, policy, optimizer, reference, method)
 
 
 def _needs_reference(recipe: Recipe) -> bool:

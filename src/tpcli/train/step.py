@@ -6,7 +6,8 @@ Letters: B responses of this process, T padded response tokens, b responses of a
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,7 @@ from tpcli.errors import RunFailedError
 from tpcli.loss.correction import correct
 from tpcli.loss.kl import ESTIMATORS
 from tpcli.loss.reduce import Totals, coefficients, count, gradient_scale
-from tpcli.loss.surrogate import token_loss
+from tpcli.loss.surrogate import TokenLoss, token_loss
 from tpcli.names import (
     AllocationName,
     CorrectionLevel,
@@ -28,7 +29,7 @@ from tpcli.names import (
     ReductionName,
 )
 from tpcli.optim.adamw import set_lr
-from tpcli.policy.model import Policy
+from tpcli.policy.model import Pass, Policy, Scores
 from tpcli.policy.pack import Packed, Row, pack, plan_rows
 from tpcli.types import TokenBatch
 
@@ -50,6 +51,7 @@ class Method:
     updates: int
     max_grad_norm: float
     micro_batch_tokens: int
+    detach_prefix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class Learned:
     """What a phase saw and did; every tensor is this process's share, [B, T] on the CPU.
 
     ``coefficient_BT`` is what each token's loss was multiplied by, ``clipped_BT`` where a bound of
-    the objective held. ``sums`` holds numbers to be added up over processes; ``grad_norm`` is
+    the objective held. Log-prob, entropy and KL are those of ``measured_BT`` and 0 elsewhere.
+    ``sums`` holds numbers to be added up over processes; ``grad_norm`` is
     already global.
     """
 
@@ -97,10 +100,30 @@ class Learned:
     entropy_BT: Tensor
     kl_BT: Tensor
     ref_logprob_BT: Tensor
+    measured_BT: Tensor
     coefficient_BT: Tensor
     clipped_BT: Tensor
     sums: dict[str, float]
     grad_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """How a micro-batch is to be run; ``idle`` repeats a row with a loss of zero."""
+
+    coefficient_BT: Tensor
+    scored: bool
+    measure_all: bool
+    idle: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Micro:
+    """A micro-batch's share of what the loss is made of."""
+
+    coefficient_bT: Tensor
+    advantage_bT: Tensor
+    weight_bT: Tensor
 
 
 class Learner:
@@ -113,22 +136,22 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         reference: Policy | None,
         method: Method,
-        *,
-        pad_id: int,
     ) -> None:
         self._accelerator = accelerator
         self._wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
         self.policy = policy
         self.reference = reference
         self.method = method
-        self._pad_id = pad_id
 
-    def update(self, batch: TokenBatch, knobs: Knobs) -> Learned:
+    def update(self, batch: TokenBatch, knobs: Knobs, *, measure_all: bool = True) -> Learned:
         """Learn from one rollout phase: ``method.updates`` optimiser steps.
 
         With one update the policy that learns is the one that sampled: its log-probs, taken in the
         learning pass itself, are the old ones. With more, or when an allocation reads entropy or
         log-probs, a scoring pass comes first.
+
+        Args:
+            measure_all: measure every response token; else only where the step needs it.
         """
         book = _blank(batch)
         responses = range(len(batch.mask_BT))
@@ -153,14 +176,28 @@ class Learner:
         set_lr(self.optimizer, knobs.lr)
         share = len(responses) // method.updates
         norms = [
-            self._optimise(batch, responses[at : at + share], knobs, book, scored=ahead)
+            self._optimise(
+                batch,
+                responses[at : at + share],
+                knobs,
+                book,
+                scored=ahead,
+                measure_all=measure_all and not ahead,
+            )
             for at in range(0, len(responses), share)
         ]
         book.grad_norm = sum(norms) / len(norms)
         return book
 
     def _optimise(
-        self, batch: TokenBatch, part: Sequence[int], knobs: Knobs, book: Learned, *, scored: bool
+        self,
+        batch: TokenBatch,
+        part: Sequence[int],
+        knobs: Knobs,
+        book: Learned,
+        *,
+        scored: bool,
+        measure_all: bool,
     ) -> float:
         """One optimiser step over ``part``; returns the gradient norm before clipping."""
         here = slice(part[0], part[-1] + 1)
@@ -176,13 +213,14 @@ class Learner:
             constant=self.method.constant,
         )
         _add(book.sums, "gradient_scale", gradient_scale(coefficient_BT[here], totals))
-        # A response whose every push is zero has no gradient; it is scored, never learned from.
+        # A response whose every push is zero has no gradient; it is measured, never learned from.
         pushed_B = (coefficient_BT * book.advantage_BT != 0).any(-1)
         if knobs.kl_coef or knobs.entropy_coef:
             pushed_B = (coefficient_BT != 0).any(-1)
         learn = self._plan(batch, [i for i in part if pushed_B[i]])
-        if not scored:
+        if measure_all:
             self._score(batch, [i for i in part if not pushed_B[i]], knobs, book)
+        task = _Task(coefficient_BT, scored=scored, measure_all=measure_all)
         rounds = max(1, self._maximum(len(learn)))
         spare = self._plan(batch, part[:1])[0]
         for i in range(rounds):
@@ -192,7 +230,7 @@ class Learner:
             rows = spare if idle else learn[i]
             last = i == rounds - 1
             with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
-                loss = self._loss(rows, batch, knobs, book, coefficient_BT, scored or idle, idle)
+                loss = self._loss(rows, batch, knobs, book, replace(task, idle=idle))
                 # Data-parallel averaging divides by the processes; the coefficients are global.
                 self._accelerator.backward(loss * self._accelerator.num_processes)
         norm = self._accelerator.clip_grad_norm_(
@@ -209,55 +247,121 @@ class Learner:
         return norm_value
 
     def _loss(
-        self,
-        rows: Sequence[Row],
-        batch: TokenBatch,
-        knobs: Knobs,
-        book: Learned,
-        coefficient_BT: Tensor,
-        scored: bool,
-        idle: bool,
+        self, rows: Sequence[Row], batch: TokenBatch, knobs: Knobs, book: Learned, task: _Task
     ) -> Tensor:
         """This micro-batch's part of the loss: its tokens' losses times their coefficients."""
-        packed = pack(rows, batch, pad_id=self._pad_id).to(self._accelerator.device)
+        coefficient_BT = task.coefficient_BT
+        learns_from = None
+        if self.method.detach_prefix and not task.idle:
+            learns_from = (coefficient_BT != 0).int().argmax(-1).tolist()
+        packed = pack(rows, batch, learns_from=learns_from).to(self._accelerator.device)
         responses_b = packed.responses_b.cpu()
-        coefficient_bT = coefficient_BT[responses_b].to(packed.mask_bT.device)
-        chosen_bT = packed.mask_bT if idle else coefficient_bT != 0
-        scores: tuple[Tensor, Tensor, Tensor] = self._wrapped(packed, chosen_bT, knobs.temperature)
-        hidden_MD, logprob_bT, entropy_bT = scores
-        if idle:
-            return 0.0 * logprob_bT.sum()
-        if not scored:
-            self._record(packed, hidden_MD, knobs, book)
-        device = logprob_bT.device
+        micro = _Micro(
+            coefficient_bT=coefficient_BT[responses_b].to(packed.mask_bT.device),
+            advantage_bT=book.advantage_BT[responses_b].to(packed.mask_bT.device),
+            weight_bT=book.weight_BT[responses_b].to(packed.mask_bT.device),
+        )
+        chosen_bT = packed.mask_bT if task.idle else micro.coefficient_bT != 0
+        if task.idle:
+            found = self._run(packed, chosen_bT, knobs.temperature)
+            return 0.0 * found.logprob_bT.sum()
+        measured_bT = None
+        if not task.scored:
+            measured_bT = packed.mask_bT if task.measure_all else chosen_bT
+            if self.method.correction_level != "token" and self.method.correction != "none":
+                measured_bT = packed.mask_bT  # a sequence's ratio is of the whole response
+        push_bT = self._push(micro, knobs) if self._push_is_known(knobs) else None
+        found = self._run(
+            packed,
+            chosen_bT,
+            knobs.temperature,
+            push_bT=push_bT,
+            measured_bT=measured_bT,
+            reference=self.reference,
+        )
+        if found.scores is not None and measured_bT is not None:
+            self._record(responses_b, found.scores, measured_bT, book)
         # With one update the policy that learns is the one that sampled: the ratio is 1 to the bit.
-        old_bT = logprob_bT.detach()
+        old_bT = found.logprob_bT.detach()
         if self.method.updates > 1:
-            old_bT = book.logprob_BT[responses_b].to(device)
-        token = token_loss(
+            old_bT = book.logprob_BT[responses_b].to(old_bT.device)
+        token = self._token_loss(
+            found.logprob_bT, torch.where(chosen_bT, old_bT, 0.0), micro, knobs
+        )
+        loss = self._sum(token, found, batch, responses_b, chosen_bT, micro, knobs, book)
+        self._note(token, loss, responses_b, chosen_bT, book)
+        return loss if found.surrogate is None else found.surrogate
+
+    def _run(self, packed: Packed, *args: Any, **kwargs: Any) -> Pass:
+        found: Pass = self._wrapped(packed, *args, **kwargs)
+        return found
+
+    def _push_is_known(self, knobs: Knobs) -> bool:
+        """On policy the ratio is 1; what else shapes the gradient depends on the log-probs."""
+        method = self.method
+        extra = knobs.kl_coef or knobs.entropy_coef or method.correction != "none"
+        return method.updates == 1 and not extra
+
+    def _push(self, micro: _Micro, knobs: Knobs) -> Tensor:
+        """d loss / d logprob of each token at ratio 1, which no log-prob changes."""
+        at_one_bT = torch.zeros_like(micro.coefficient_bT, requires_grad=True)
+        with torch.enable_grad():
+            token = self._token_loss(at_one_bT, torch.zeros_like(at_one_bT), micro, knobs)
+            loss = (micro.coefficient_bT * token.loss_BT).sum()
+        (push_bT,) = torch.autograd.grad(loss, at_one_bT)
+        return push_bT
+
+    def _token_loss(
+        self, logprob_bT: Tensor, old_bT: Tensor, micro: _Micro, knobs: Knobs
+    ) -> TokenLoss:
+        return token_loss(
             self.method.objective,
             logprob_bT,
-            torch.where(chosen_bT, old_bT, 0.0),
-            book.advantage_BT[responses_b].to(device),
-            book.weight_BT[responses_b].to(device),
+            old_bT,
+            micro.advantage_bT,
+            micro.weight_bT,
             clip_low=knobs.clip_low,
             clip_high=knobs.clip_high,
             dual_clip=self.method.dual_clip,
             tau_positive=knobs.tau_positive,
             tau_negative=knobs.tau_negative,
         )
-        loss_bT = token.loss_BT
+
+    def _sum(
+        self,
+        token: TokenLoss,
+        found: Pass,
+        batch: TokenBatch,
+        responses_b: Tensor,
+        chosen_bT: Tensor,
+        micro: _Micro,
+        knobs: Knobs,
+        book: Learned,
+    ) -> Tensor:
+        """Policy loss, corrected, with its penalties: one number."""
+        loss_bT, coefficient_bT = token.loss_BT, micro.coefficient_bT
         if self.method.correction != "none":
             loss_bT = loss_bT * self._correction(batch, responses_b, chosen_bT, knobs, book)
         if knobs.kl_coef:
-            ref_bT = torch.where(chosen_bT, book.ref_logprob_BT[responses_b].to(device), 0.0)
-            kl_bT = ESTIMATORS[self.method.kl_estimator](logprob_bT, ref_bT)
+            ref_bT = book.ref_logprob_BT[responses_b].to(loss_bT.device)
+            ref_bT = torch.where(chosen_bT, ref_bT, 0.0)
+            kl_bT = ESTIMATORS[self.method.kl_estimator](found.logprob_bT, ref_bT)
             loss_bT = loss_bT + knobs.kl_coef * kl_bT
             _add(book.sums, "kl_loss", (coefficient_bT * kl_bT).sum())
         if knobs.entropy_coef:
-            loss_bT = loss_bT - knobs.entropy_coef * entropy_bT
-            _add(book.sums, "entropy_bonus", (coefficient_bT * entropy_bT).sum())
-        loss = (coefficient_bT * loss_bT).sum()
+            loss_bT = loss_bT - knobs.entropy_coef * found.entropy_bT
+            _add(book.sums, "entropy_bonus", (coefficient_bT * found.entropy_bT).sum())
+        return (coefficient_bT * loss_bT).sum()
+
+    def _note(
+        self,
+        token: TokenLoss,
+        loss: Tensor,
+        responses_b: Tensor,
+        chosen_bT: Tensor,
+        book: Learned,
+    ) -> None:
+        """What the metrics want to know of a micro-batch."""
         _add(book.sums, "loss", loss)
         _add(book.sums, "learning_tokens", chosen_bT.sum())
         for name, clipped_bT in (
@@ -269,7 +373,6 @@ class Learner:
         clipped_bT = (token.low_BT | token.high_BT | token.dual_BT) & chosen_bT
         book.clipped_BT[responses_b] = clipped_bT.cpu()
         _add(book.sums, "ppo_kl", -torch.where(chosen_bT, token.log_ratio_BT, 0.0).sum())
-        return loss
 
     def _correction(
         self,
@@ -298,24 +401,27 @@ class Learner:
     def _score(
         self, batch: TokenBatch, responses: Sequence[int], knobs: Knobs, book: Learned
     ) -> None:
-        """Score responses without learning from them."""
+        """Measure responses without learning from them."""
         for rows in self._plan(batch, responses):
-            packed = pack(rows, batch, pad_id=self._pad_id).to(self._accelerator.device)
+            packed = pack(rows, batch).to(self._accelerator.device)
             with self._accelerator.autocast():
-                hidden_MD = self.policy.hidden(packed)
-            self._record(packed, hidden_MD, knobs, book)
+                scores = self.policy.score(
+                    packed,
+                    packed.mask_bT,
+                    temperature=knobs.temperature,
+                    reference=self.reference,
+                )
+            self._record(packed.responses_b.cpu(), scores, packed.mask_bT, book)
 
     @torch.no_grad()
-    def _record(self, packed: Packed, hidden_MD: Tensor, knobs: Knobs, book: Learned) -> None:
-        with self._accelerator.autocast():
-            scores = self.policy.score(
-                packed, hidden_MD, temperature=knobs.temperature, reference=self.reference
-            )
-        here = packed.responses_b.cpu()
-        book.logprob_BT[here] = scores.logprob_bT.float().cpu()
-        book.entropy_BT[here] = scores.entropy_bT.float().cpu()
-        book.kl_BT[here] = scores.kl_bT.float().cpu()
-        book.ref_logprob_BT[here] = scores.ref_logprob_bT.float().cpu()
+    def _record(
+        self, responses_b: Tensor, scores: Scores, measured_bT: Tensor, book: Learned
+    ) -> None:
+        book.logprob_BT[responses_b] = scores.logprob_bT.float().cpu()
+        book.entropy_BT[responses_b] = scores.entropy_bT.float().cpu()
+        book.kl_BT[responses_b] = scores.kl_bT.float().cpu()
+        book.ref_logprob_BT[responses_b] = scores.ref_logprob_bT.float().cpu()
+        book.measured_BT[responses_b] = measured_bT.cpu()
 
     def _plan(self, batch: TokenBatch, responses: Sequence[int]) -> list[list[Row]]:
         return plan_rows(batch, responses, budget=self.method.micro_batch_tokens)
@@ -342,6 +448,7 @@ def _blank(batch: TokenBatch) -> Learned:
         entropy_BT=zeros(),
         kl_BT=zeros(),
         ref_logprob_BT=zeros(),
+        measured_BT=zeros().bool(),
         coefficient_BT=zeros(),
         clipped_BT=zeros().bool(),
         sums={},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tpcli.data.prompts import sft_tokens
@@ -20,7 +21,7 @@ from tpcli.policy.pack import pack, plan_rows
 from tpcli.train.order import prompts_of
 from tpcli.types import Prompt, TokenBatch
 
-LAYOUT = 1
+LAYOUT = 2
 """Counts up when the same settings would give other weights."""
 
 Progress = Callable[[float, float], None]
@@ -64,7 +65,6 @@ def warm_up(
     seed: int,
     micro_batch_tokens: int,
     head_chunk: int,
-    pad_id: int,
     progress: Progress | None = None,
 ) -> float:
     """Maximise the solutions' log-prob, in place; returns the last step's loss (nats a token).
@@ -83,9 +83,10 @@ def warm_up(
         tokens = int(batch.mask_BT.sum())
         total = 0.0
         for rows in plan_rows(batch, range(batch_size), budget=micro_batch_tokens):
-            packed = pack(rows, batch, pad_id=pad_id).to(model.device)
-            _, logprob_bT, _ = policy(packed, packed.mask_bT)
-            loss = -logprob_bT.sum() / tokens
+            packed = pack(rows, batch).to(model.device)
+            # Maximum likelihood: every token's log-prob has the same, known derivative.
+            push_bT = torch.where(packed.mask_bT, -1.0 / tokens, 0.0)
+            loss: Tensor = policy(packed, packed.mask_bT, push_bT=push_bT).surrogate
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
