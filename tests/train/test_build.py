@@ -298,9 +298,9 @@ def steps_of(
     engine, given = Scripted(), list[tuple[TokenBatch, Knobs]]()
     update = parts.learner.update
 
-    def spy(batch: TokenBatch, knobs: Knobs) -> Learned:
+    def spy(batch: TokenBatch, knobs: Knobs, *, measure_all: bool) -> Learned:
         given.append((batch, knobs))
-        return update(batch, knobs)
+        return update(batch, knobs, measure_all=measure_all)
 
     parts.learner.update = spy  # type: ignore[method-assign]
     Loop(folder, replace(parts, engine=engine), settings(made), journal).run(0)

@@ -54,6 +54,7 @@ class Settings:
     Attributes:
         k: of advantage pass_at_k.
         mask_overlong: unfinished responses are left out of the loss.
+        tokens_every: steps between measurements of every response token.
         buffer: tokens before the limit over which the soft penalty on length rises.
         knobs, progress: from a step, and the shares of what is adaptive, to scheduled values.
     """
@@ -70,6 +71,7 @@ class Settings:
     save_every: int
     keep: int
     responses_kept: int
+    tokens_every: int
     with_kl: bool
     knobs: Callable[[int, Mapping[str, float]], Knobs]
     progress: Callable[[int, Mapping[str, float]], float]
@@ -128,7 +130,7 @@ class Loop:
             )
         batch = self._collate(step, collected, knobs.penalty)
         with self._journal.phase("update", step):
-            learned = self._parts.learner.update(batch, knobs)
+            learned = self._parts.learner.update(batch, knobs, measure_all=self._whole(step))
         total = tally(batch, collected, learned).over(self._parts.accelerator)
         stats = finish(
             step,
@@ -148,6 +150,10 @@ class Loop:
             stats.scalars.update(self._evaluate(step))
         stats.scalars.update(self._costs(float(total.sums["credit"][1])))
         self._journal.metrics(stats)
+
+    def _whole(self, step: int) -> bool:
+        """Whether every response token is measured in this step."""
+        return step in (1, self._set.steps) or step % self._set.tokens_every == 0
 
     def _collate(self, step: int, collected: Collected, penalty: float) -> TokenBatch:
         rollouts = [rollout for group in collected.groups for rollout in group]
@@ -239,12 +245,9 @@ class Loop:
         prompt, rollout = collected.prompts[place], collected.groups[place][0]
         verdict, b = collected.verdicts[place][0], place * batch.group_size
         ids = rollout.tokens_L.tolist()
-        tokens = {
-            "old_logprob": learned.logprob_BT,
-            "entropy": learned.entropy_BT,
-            "weight": learned.weight_BT,
-            "advantage": learned.advantage_BT,
-        }
+        tokens = {"weight": learned.weight_BT, "advantage": learned.advantage_BT}
+        if learned.whole:
+            tokens |= {"old_logprob": learned.logprob_BT, "entropy": learned.entropy_BT}
         return {
             "step": step,
             "question": prompt.question.text,
@@ -339,4 +342,7 @@ def _rounded(values: Tensor) -> list[float]:
 def _signals(stats: StepStats) -> dict[SignalName, float]:
     """What adaptive schedules follow; accuracy is of all responses drawn, replaced ones too."""
     accuracy = stats.scalars.get("sampling/accuracy", stats.scalars["verdict/correct"])
-    return {"entropy": stats.scalars["entropy/all"], "accuracy": accuracy}
+    found: dict[SignalName, float] = {"accuracy": accuracy}
+    if "entropy/all" in stats.scalars:
+        found["entropy"] = stats.scalars["entropy/all"]
+    return found
