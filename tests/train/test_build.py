@@ -15,7 +15,7 @@ from tpcli.errors import UsageError
 from tpcli.names import AllocationName
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.schema import Recipe
-from tpcli.rollout.engine import Progress
+from tpcli.rollout.engine import Finished, Progress
 from tpcli.train.build import Data, build, grader_of, settings
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Loop, Parts
@@ -272,6 +272,7 @@ class Scripted:
         top_p: float = 1.0,
         top_k: int = 0,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         self.calls.append(
             {

@@ -8,6 +8,9 @@ from tpcli.types import Prompt, Rollout
 Progress = Callable[[int, int], None]
 """Called with (responses finished, responses asked for) while an engine works."""
 
+Finished = Callable[[int, list[Rollout]], None]
+"""Called with the index of a prompt and its complete group, in the thread of ``sample``."""
+
 
 class RolloutEngine(Protocol):
     """Continues prompts under the weights last loaded."""
@@ -23,6 +26,7 @@ class RolloutEngine(Protocol):
         top_p: float = 1.0,
         top_k: int = 0,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         """One group a prompt, in order, each of exactly ``group_size`` responses.
 
@@ -33,6 +37,7 @@ class RolloutEngine(Protocol):
                 all; not read when ``temperature`` is 0.
             top_k: before that, keep so many most likely tokens alone; 0 keeps all.
             max_new_tokens: a response that reaches it without ending is unfinished.
+            finished: called once a group, as soon as all of it has ended; groups end in any order.
 
         Returns:
             Rollouts whose ``logprobs_L`` are those of the distribution sampled from (of
