@@ -193,6 +193,9 @@ class RolloutSection(Section):
     trainer's ratios stay those of the whole distribution; [loss.correction] can weigh the two."""
     max_rows: PositiveInt = 256
     """Responses that are decoded at once, a process; bounds the key-value cache."""
+    ahead: bool = False
+    """Draw the responses of the next step while this one is learned from: by weights one update
+    old, which [loss.correction] weighs. For an engine with devices of its own."""
     dynamic_sampling: DynamicSamplingSection | None = None
     """Ask further prompts in place of those whose responses teach nothing."""
 

@@ -1,7 +1,9 @@
 """What the trainer asks of whatever generates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
+
+from torch import Tensor
 
 from tpcli.types import Prompt, Rollout
 
@@ -43,4 +45,45 @@ class RolloutEngine(Protocol):
             Rollouts whose ``logprobs_L`` are those of the distribution sampled from (of
             temperature 1 where ``temperature`` is 0).
         """
+        ...
+
+
+class OwnWeights(Protocol):
+    """What an engine offers besides when its weights are a copy of the trainer's."""
+
+    @property
+    def version(self) -> int:
+        """The ``version`` of the last ``load``; 0 for the weights the engine was started with."""
+        ...
+
+    def load(self, named: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Replace all weights, and forget everything that was computed with the old ones.
+
+        Args:
+            named: names and tensors of the checkpoint; a tied head may be left out. The tensors
+                are copied: they may change once this returns.
+
+        Raises:
+            RunFailedError: the engine did not take them; it is of no use any more.
+        """
+        ...
+
+    def score(self, tokens: Sequence[int], *, first: int, temperature: float) -> Tensor:
+        """The engine's own log-probs of ``tokens[first:]``, each given all tokens before it.
+
+        They come about as those of a response do, cached prefixes included: equal to the trainer's,
+        they show that the weights are. A prefix is cached in whole blocks (16 tokens on a GPU, 128
+        on a CPU), so ``first`` should lie beyond one.
+
+        Args:
+            first: at least 1.
+            temperature: what the logits are divided by; 0 is taken for 1, as in ``sample``.
+
+        Returns:
+            float32, nats, one a token.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds. It cannot be used afterwards."""
         ...

@@ -157,6 +157,7 @@ def settings(recipe: Recipe) -> Settings:
         advantage=recipe.credit.advantage,
         eps=recipe.credit.eps,
         ddof=recipe.credit.ddof,
+        ahead=recipe.rollout.ahead,
         k=recipe.credit.k or 1,
         mask_overlong=overlong.mask,
         buffer=overlong.buffer,
