@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 RECIPE ?= recipes/math.toml
 READY := $(VENV)/.ready
 
-.PHONY: train test check format figures install clean
+.PHONY: train test check format figures bench install clean
 
 train: install
 	$(BIN)/tpcli train $(RECIPE)
 
+# One test at a time a core; most of the time goes into training runs of one thread.
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 check: install
 	$(BIN)/ruff check src tests docs
@@ -27,6 +28,9 @@ format: install
 
 figures: install
 	$(BIN)/python docs/figures.py
+
+bench: install
+	$(BIN)/python docs/speed/measure.py
 
 install: $(READY)
 
