@@ -1,12 +1,20 @@
 """What the trainer asks of whatever generates."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from tpcli.types import Prompt, Rollout
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Progress = Callable[[int, int], None]
 """Called with (responses finished, responses asked for) while an engine works."""
+
+Finished = Callable[[int, list[Rollout]], None]
+"""Called with (which prompt, its whole group) as soon as the last response of the group is done."""
 
 
 class RolloutEngine(Protocol):
@@ -23,6 +31,7 @@ class RolloutEngine(Protocol):
         top_p: float = 1.0,
         top_k: int = 0,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         """One group a prompt, in order, each of exactly ``group_size`` responses.
 
@@ -33,9 +42,52 @@ class RolloutEngine(Protocol):
                 all; not read when ``temperature`` is 0.
             top_k: before that, keep so many most likely tokens alone; 0 keeps all.
             max_new_tokens: a response that reaches it without ending is unfinished.
+            finished: called once a prompt, in the thread of the caller and in any order, mostly
+                while other prompts are still being continued.
 
         Returns:
             Rollouts whose ``logprobs_L`` are those of the distribution sampled from (of
             temperature 1 where ``temperature`` is 0).
         """
+        ...
+
+
+class OwnWeights(Protocol):
+    """What an engine offers besides when its weights are a copy of the trainer's."""
+
+    @property
+    def version(self) -> int:
+        """The ``version`` of the last ``load``; 0 for the weights the engine was started with."""
+        ...
+
+    def load(self, named: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Replace all weights, and forget everything that was computed with the old ones.
+
+        Args:
+            named: names and tensors of the checkpoint; a tied head may be left out. The tensors
+                are copied: they may change once this returns.
+
+        Raises:
+            RunFailedError: the engine did not take them; it is of no use any more.
+        """
+        ...
+
+    def score(self, tokens: Sequence[int], *, first: int, temperature: float) -> Tensor:
+        """The engine's own log-probs of ``tokens[first:]``, each given all tokens before it.
+
+        They come about as those of a response do, cached prefixes included: equal to the trainer's,
+        they show that the weights are. A prefix is cached in whole blocks (16 tokens on a GPU, 128
+        on a CPU), so ``first`` should lie beyond one.
+
+        Args:
+            first: at least 1.
+            temperature: what the logits are divided by; 0 is taken for 1, as in ``sample``.
+
+        Returns:
+            float32, nats, one a token.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds. It cannot be used afterwards."""
         ...
