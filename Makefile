@@ -5,14 +5,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/math.toml
 READY := $(VENV)/.ready
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: train test check format figures install clean
+.PHONY: train test test-vllm check format figures install clean
 
 train: install
 	$(BIN)/tpcli train $(RECIPE)
 
 test: install
 	$(BIN)/pytest
+
+# vLLM for CPUs in an environment of its own: 4 GB, and some minutes the first time. Compilation
+# costs more than it saves on models this small.
+test-vllm: $(VLLM_READY)
+	TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm_real tests/rollout/test_vllm_requests.py
 
 check: install
 	$(BIN)/ruff check src tests docs
@@ -38,5 +45,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+$(VLLM_READY): tests/vllm_real/build.sh tests/vllm_real/constraints.txt
+	PYTHON=$(PYTHON) tests/vllm_real/build.sh $(VLLM_VENV)
+	touch $(VLLM_READY)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -60,7 +60,7 @@ def log_probs(
 ) -> Tensor:
     """Log-probs of every possible token at each place of ``response``, in float64."""
     ids = torch.tensor([[*prompt, *response.tolist()]])
-    logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+    logits: Tensor = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
     return (logits / temperature).log_softmax(-1)
 
 

@@ -15,6 +15,8 @@ from tpcli.types import Prompt, Rollout
 
 TEMPERATURES = (0.01, 2.0)
 """vLLM silently raises lower ones, and refuses higher ones."""
+NO_LOGPROB = -9999.0
+"""What a server says for a log-prob that is no number."""
 Response = tuple[Sequence[int], Sequence[float], str | None]
 """Tokens, their log-probs, and why it ended."""
 Request = tuple[Sequence[int], dict[str, Any]]
@@ -122,7 +124,11 @@ def group(
             raise RunFailedError(
                 f"vLLM gave up a response: {reason}", hint="vLLM's own log says why"
             )
-        if not tokens or len(tokens) != len(logprobs) or not all(map(math.isfinite, logprobs)):
+        if (
+            not tokens
+            or len(tokens) != len(logprobs)
+            or not all(NO_LOGPROB < value < math.inf for value in logprobs)
+        ):
             raise RunFailedError(
                 f"vLLM answered with {len(tokens)} tokens and log-probs of {list(logprobs)[:4]}..."
             )
@@ -170,13 +176,8 @@ def choices(
 
 
 def scored(answer: Mapping[str, Any], token: int) -> float:
-    """The log-prob of ``token`` in an answer to one of the requests of ``scoring``."""
-    logprobs = answer["choices"][0]["logprobs"]
-    if "content" in logprobs:
-        entry = logprobs["content"][0]
-        named = {e["token_id"]: e["logprob"] for e in [entry, *entry["top_logprobs"]]}
-        return float(named[token])
-    return float(logprobs["top_logprobs"][0][f"token_id:{token}"])
+    """The log-prob of ``token`` in an answer of ``/v1/completions`` to a request of ``scoring``."""
+    return float(answer["choices"][0]["logprobs"]["top_logprobs"][0][f"token_id:{token}"])
 
 
 def weight_versions(answer: Mapping[str, Any]) -> set[str]:

@@ -108,7 +108,7 @@ class VllmServer:
             max_len=self._max_len,
         )
         groups: list[list[Rollout]] = [[] for _ in prompts]
-        with closing(self._answers(asked)) as answers:
+        with closing(self._answers(asked, self._path)) as answers:
             for done, (i, answer) in enumerate(answers, start=1):
                 groups[i] = vllm_requests.group(
                     vllm_requests.choices(answer), group_size=group_size, eos_ids=self._eos
@@ -141,9 +141,9 @@ class VllmServer:
         self._ask(self._calls.post, "/resume")
 
     def score(self, tokens: Sequence[int], *, first: int, temperature: float) -> Tensor:
-        """See ``OwnWeights``."""
+        """See ``OwnWeights``. The other endpoint would not name a token that was not sampled."""
         asked = vllm_requests.scoring(tokens, first=first, temperature=temperature)
-        with closing(self._answers(asked)) as answers:
+        with closing(self._answers(asked, COMPLETIONS)) as answers:
             found = {at: vllm_requests.scored(answer, tokens[at]) for at, answer in answers}
         return torch.tensor([found[at] for at in asked], dtype=torch.float32)
 
@@ -151,19 +151,15 @@ class VllmServer:
         """See ``OwnWeights``. The server itself goes on."""
         self._calls.cut()
 
-    def _answers(self, asked: Mapping[int, vllm_requests.Request]) -> Answers:
+    def _answers(self, asked: Mapping[int, vllm_requests.Request], path: str) -> Answers:
         """Each answer as it arrives; what is left is broken off when closed early."""
-        build = (
-            vllm_requests.generate_body
-            if self._path == GENERATE
-            else vllm_requests.completions_body
-        )
+        build = vllm_requests.generate_body if path == GENERATE else vllm_requests.completions_body
         oldest = self._version
         calls = Calls(self._calls.url, self._calls.timeout)
         pool = ThreadPoolExecutor(max(1, min(self._connections, len(asked))))
         try:
             pending = {
-                pool.submit(self._ask, calls.post, self._path, build(self._model, request)): key
+                pool.submit(self._ask, calls.post, path, build(self._model, request)): key
                 for key, request in asked.items()
             }
             for future in as_completed(pending):
