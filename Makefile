@@ -19,7 +19,7 @@ test: install
 # vLLM for CPUs in an environment of its own: 4 GB, and some minutes the first time. Compilation
 # costs more than it saves on models this small.
 test-vllm: $(VLLM_READY)
-	TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm_real tests/rollout/test_vllm_requests.py
+	TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm_real tests/rollout/test_vllm_requests.py tests/rollout/test_vllm_client.py
 
 check: install
 	$(BIN)/ruff check src tests docs

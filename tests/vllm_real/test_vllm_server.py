@@ -118,17 +118,22 @@ def test_weights_really_change_through_a_folder(client: VllmServer) -> None:
     assert tokens(sample(client)) == responses
 
 
-@pytest.mark.parametrize("forgotten", ["/collective_rpc", "/reset_prefix_cache"])
+@pytest.mark.parametrize(
+    "forgotten", [{"/collective_rpc"}, {"/pause?mode=wait", "/reset_prefix_cache"}]
+)
 def test_a_broken_sync_shows_in_the_scores(
-    client: VllmServer, monkeypatch: pytest.MonkeyPatch, forgotten: str
+    client: VllmServer, monkeypatch: pytest.MonkeyPatch, forgotten: set[str]
 ) -> None:
-    """Without the weights, or with cached prefixes of the old ones, the scores are not right."""
+    """Without the weights, or with cached prefixes of the old ones, the scores are not right.
+
+    A pause already forgets the prefixes (0.32.0); that is not promised for every version.
+    """
     old, new = small_llama(0, tied=True), small_llama(1, tied=True)
     assert gap(client, old) < TOLERANCE  # fills the prefix cache
     post = client._calls.post
 
     def without(path: str, body: dict[str, Any] | None = None) -> Any:
-        return {"success": True} if path == forgotten else post(path, body)
+        return {"success": True} if path in forgotten else post(path, body)
 
     with monkeypatch.context() as patch:
         patch.setattr(client._calls, "post", without)
@@ -201,7 +206,7 @@ def test_an_engine_that_is_killed_in_mid_request(server: Server, client: VllmSer
 def test_a_server_that_is_killed_in_mid_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This one was started as one starts it for chatting: what it lacks is named, or made up for."""
+    """This one was started as for chatting: what it lacks is named, or made up for."""
     server = Server(tmp_path, *FLAGS)
     try:
         with pytest.raises(UsageError, match="takes no weights") as lack:

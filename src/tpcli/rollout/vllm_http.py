@@ -83,7 +83,7 @@ class Calls:
             ) from error
         except (OSError, HTTPException, ValueError) as error:
             raise RunFailedError(
-                f"the vLLM server at {self.url} is gone ({path}: {_reason(error)})",
+                f"the vLLM server at {self.url} is gone ({path}: {reason(error)})",
                 hint="see its log and start it again; `tpcli resume` goes on from the last "
                 "checkpoint",
             ) from error
@@ -120,5 +120,6 @@ def _shut(wire: socket.socket) -> None:
         return  # the other side was faster
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """An error in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]

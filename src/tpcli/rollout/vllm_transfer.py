@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from tpcli.errors import RunFailedError
@@ -14,6 +16,7 @@ from tpcli.rollout.vllm_http import Calls
 from tpcli.rollout.vllm_version import check_vllm
 from tpcli.rollout.vllm_weights import with_head
 
+AGAIN = "restart the vLLM server; `tpcli resume` goes on from the last checkpoint"
 Named = Iterable[tuple[str, Tensor]]
 
 
@@ -85,8 +88,13 @@ class NcclTransfer:
         self._source.pairs = [(name, tensor.detach()) for name, tensor in named]
         try:
             if self._sender is None:
-                within(calls.timeout, "the NCCL connection", lambda: self._connect(calls))
+                within(calls.timeout, "the NCCL connection", partial(self._connect, calls))
             within(calls.timeout, "the NCCL weight transfer", self._sender.send_weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RunFailedError(
+                f"the NCCL weight transfer failed: {reason}", hint=AGAIN
+            ) from error
         finally:
             self._source.pairs = []
 
@@ -152,9 +160,12 @@ def within(seconds: float, what: str, call: Callable[[], None]) -> None:
         RunFailedError: it did not in time. Its thread is left behind and dies with the process.
     """
     failures: list[BaseException] = []
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def run() -> None:
         try:
+            if device is not None:
+                torch.cuda.set_device(device)  # a thread begins with the first one
             call()
         except BaseException as error:
             failures.append(error)
@@ -165,7 +176,7 @@ def within(seconds: float, what: str, call: Callable[[], None]) -> None:
     if thread.is_alive():
         raise RunFailedError(
             f"{what} did not end within {seconds:g} s",
-            hint="restart the vLLM server; `tpcli resume` goes on from the last checkpoint",
+            hint=AGAIN,
         )
     if failures:
         raise failures[0]
