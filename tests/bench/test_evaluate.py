@@ -58,6 +58,7 @@ class Engine:
         top_p: float = 1.0,
         top_k: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        finished: Callable[[int, list[Rollout]], None] | None = None,
     ) -> list[list[Rollout]]:
         if self.fails_at == len(self.calls):
             raise KeyboardInterrupt

@@ -143,3 +143,33 @@ def test_refills_masks_and_corrections_on_two_processes(bench: Bench) -> None:
     for line in whole:
         assert line["learns"]
         assert any(line["weight"])
+
+
+def test_tokens_are_measured_in_every_third_step_and_nothing_else_changes(bench: Bench) -> None:
+    """The same weights after every step; entropy, KL and gap where they are measured alone."""
+    bench.type("train", "small.toml")
+    first = bench.run
+    extended(bench, "[track]\ntokens_every = 3\n")
+    bench.type("train", "method.toml")
+    (second,) = {*bench.runs()} - {first}
+    some = metrics(second)
+    measured = {"entropy", "kl", "gap"}
+    assert [line["step"] for line in some if "entropy/all" in line] == [1, 3, 6]
+    for line, other in zip(repeatable(first), repeatable(second), strict=True):
+        left = {key for key in line if key.split("/")[0] in measured}
+        if "entropy/all" in other or line["step"] == 0:
+            left = set()
+        assert line.keys() - other.keys() == left
+        assert all(line[key] == pytest.approx(other[key], rel=1e-4) for key in _numbers(other))
+    told = {line["step"]: "entropy" in line for line in responses(second)}
+    assert told == {1: True, 2: False, 3: True, 4: False, 5: False, 6: True}
+    # What looks at the run copes with the gaps.
+    run = second.name
+    for command in (("analyse", run), ("runs", "show", run), ("compare", first.name, run)):
+        bench.type(*command)
+    replayed = bench.type("replay", run, "--set", 'credit.allocation="forking_tokens"')
+    assert "step" in replayed.stdout
+
+
+def _numbers(line: dict[str, Any]) -> list[str]:
+    return [key for key, value in line.items() if isinstance(value, float)]

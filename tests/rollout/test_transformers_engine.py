@@ -1,16 +1,16 @@
 """The engine against transformers' own forward pass and the definition of sampling."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from tests.tiny import EOS, PAD, VOCABULARY, prompt_of, tiny_llama
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from tests.tiny import EOS, PAD, prompt_of, tiny_llama
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from tpcli.rollout.engine import RolloutEngine
-from tpcli.rollout.transformers import TransformersEngine, inverse_cdf, nucleus
+from tpcli.rollout.transformers import TransformersEngine, _streams, _uniforms
 from tpcli.types import Prompt, Rollout
 
 PROMPTS = [prompt_of([5, 9, 3], "p"), prompt_of([7], "q"), prompt_of([2, 4, 8, 11, 30], "r")]
@@ -96,28 +96,8 @@ def test_progress_reaches_the_total() -> None:
     )
     counts = [done for done, _ in seen]
     assert counts == sorted(counts)
+    assert counts[-1] == 18
     assert all(total == 18 for _, total in seen)
-
-
-def test_inverse_cdf_draws_each_token_in_proportion() -> None:
-    """A fine grid of uniforms visits each token in proportion to its probability."""
-    probability_V = torch.tensor([0.1, 0.0, 0.6, 0.3])
-    uniform_A = (torch.arange(10_000) + 0.5) / 10_000
-    token_A, logprob_A = inverse_cdf(probability_V.log().expand(10_000, -1), uniform_A, 1.0)
-    share_V = torch.bincount(token_A, minlength=4) / 10_000
-    torch.testing.assert_close(share_V, probability_V, rtol=0, atol=2e-4)
-    torch.testing.assert_close(logprob_A, probability_V.log()[token_A])
-
-
-@given(seed=st.integers(0, 2**20), uniform=st.sampled_from([0.0, 1e-9, 0.5, 1 - 2**-24]))
-def test_inverse_cdf_never_draws_the_impossible(seed: int, uniform: float) -> None:
-    """Also at the ends of the unit interval, with impossible tokens first and last."""
-    generator = torch.Generator().manual_seed(seed)
-    logits_AV = torch.randn(4, VOCABULARY, generator=generator) * 5
-    logits_AV[:, [0, 1, -2, -1]] = -torch.inf
-    token_A, logprob_A = inverse_cdf(logits_AV, torch.full((4,), uniform), 0.7)
-    assert torch.isfinite(logprob_A).all()
-    assert ((token_A > 1) & (token_A < VOCABULARY - 2)).all()
 
 
 @pytest.mark.parametrize("max_rows", [1, 4, 6])
@@ -146,61 +126,8 @@ def test_a_group_larger_than_the_rows_is_drawn_in_parts(max_rows: int) -> None:
     for a, b in zip(parts, whole, strict=True):
         assert [r.tokens_L.tolist() for r in a] == [r.tokens_L.tolist() for r in b]
     assert widest == max_rows
-    assert 12 < told[-1][0] <= told[-1][1] == 18  # one that hits the limit is not counted
+    assert told[-1] == (18, 18)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-
-
-def test_nucleus_by_hand() -> None:
-    """.5 + .3 reaches .7: the two stay, renormalised. A nucleus is never empty."""
-    log_p_AV = torch.tensor([[0.05, 0.3, 0.5, 0.15]]).log()
-    torch.testing.assert_close(
-        nucleus(log_p_AV, 0.7).exp(), torch.tensor([[0.0, 0.375, 0.625, 0.0]])
-    )
-    assert nucleus(log_p_AV, 1e-9).exp().tolist() == [[0.0, 0.0, 1.0, 0.0]]
-    equal_AV = torch.full((1, 4), 0.25).log()
-    assert nucleus(equal_AV, 0.5).exp().tolist() == [[0.5, 0.5, 0.0, 0.0]]
-
-
-@given(
-    logits=st.lists(st.floats(-8, 8), min_size=2, max_size=12),
-    top_p=st.floats(0.05, 0.99),
-    uniform=st.floats(0, 1, exclude_max=True),
-)
-def test_nucleus_sampling_stays_inside_and_says_its_own_probability(
-    logits: list[float], top_p: float, uniform: float
-) -> None:
-    """Against the definition: tokens by falling probability until top_p is reached."""
-    logits_AV = torch.tensor([logits])
-    token_A, logprob_A = inverse_cdf(logits_AV, torch.tensor([uniform]), 1.0, top_p=top_p)
-    p_V = logits_AV[0].softmax(-1)
-    kept, mass = [], 0.0
-    for token in sorted(range(len(logits)), key=lambda v: (-float(p_V[v]), v)):
-        kept.append(token)
-        mass += float(p_V[token])
-        if mass >= top_p + 1e-6:
-            break
-    assert int(token_A) in kept
-    ours = float(logprob_A.exp())
-    assert ours >= float(p_V[int(token_A)]) - 1e-6
-    assert ours <= float(p_V[int(token_A)]) / (top_p - 1e-5)
-
-
-@given(
-    logits=st.lists(st.integers(-64, 64), min_size=2, max_size=12, unique=True),
-    top_p=st.floats(0.05, 1.0),
-    top_k=st.integers(1, 14),
-)
-def test_top_k_then_top_p_as_the_field_has_them(
-    logits: list[int], top_p: float, top_k: int
-) -> None:
-    """Against transformers' own warpers, first k, then p of what is left."""
-    logits_AV = torch.tensor([logits]) / 8
-    ids = torch.zeros(1, 1, dtype=torch.int64)
-    by_k_AV = TopKLogitsWarper(top_k)(ids, logits_AV.clone())
-    # A hair more, since theirs leaves a token out when the rest has exactly 1 - p.
-    theirs_AV = TopPLogitsWarper(min(top_p + 1e-6, 1.0))(ids, by_k_AV).log_softmax(-1)
-    ours_AV = nucleus(logits_AV.log_softmax(-1), top_p, top_k=top_k)
-    torch.testing.assert_close(ours_AV.exp(), theirs_AV.exp(), atol=1e-6, rtol=1e-5)
 
 
 def test_top_k_reaches_the_engine() -> None:
@@ -223,3 +150,148 @@ def test_top_p_reaches_the_engine() -> None:
         for one, other in zip(a, b, strict=True):
             assert one.tokens_L.tolist() == other.tokens_L.tolist()
             assert one.logprobs_L.abs().max() < 1e-6
+
+
+class Forced(TransformersEngine):
+    """Responses of given lengths, whatever the model writes."""
+
+    def __init__(self, model: PreTrainedModel, lengths: list[list[int]], max_rows: int) -> None:
+        super().__init__(model, eos_ids=[], pad_id=PAD, max_rows=max_rows)
+        self.lengths = lengths
+
+    def _limits(self, prompts: Sequence[Prompt], group_size: int, max_new_tokens: int) -> Tensor:
+        return torch.tensor(self.lengths)
+
+
+def plain(
+    model: PreTrainedModel, prompt: Prompt, uniforms: list[float], length: int
+) -> tuple[list[int], list[float]]:
+    """One response alone, all of it recomputed for every token, drawn by summing up by hand."""
+    ids, logprobs = list(prompt.tokens), list[float]()
+    for uniform in uniforms[:length]:
+        log_p_V = model(input_ids=torch.tensor([ids])).logits[0, -1].div(1.2).log_softmax(-1)
+        token, below = 0, float(log_p_V[0].exp())
+        while below <= uniform:
+            token += 1
+            below += float(log_p_V[token].exp())
+        ids.append(token)
+        logprobs.append(float(log_p_V[token]))
+    return ids[len(prompt.tokens) :], logprobs
+
+
+MANY = [prompt_of(list(range(3, 3 + n)), str(n)) for n in (4, 1, 9, 2, 6, 5, 3)]
+MANY_SHARING = [prompt_of([*HEAD, *prompt.tokens], prompt.question.id) for prompt in MANY]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompts", [MANY, MANY_SHARING, MANY[:1]])
+@pytest.mark.parametrize("max_rows", [2, 7, 8, 64])
+def test_every_response_is_that_of_a_plain_loop(prompts: list[Prompt], max_rows: int) -> None:
+    """In float64: prompts that wait and enter later, slots used again, groups in parts."""
+    model = tiny_llama().double()
+    generator = torch.Generator().manual_seed(max_rows)
+    lengths = torch.randint(1, 12, (len(prompts), 3), generator=generator).tolist()
+    engine = Forced(model, lengths, max_rows)
+    groups = engine.sample(prompts, group_size=3, seed=5, temperature=1.2, max_new_tokens=11)
+    for i, stream in enumerate(_streams(5, prompts)):
+        uniforms = _uniforms(stream, 3, 11).tolist()
+        for rollout, uniform_L, length in zip(groups[i], uniforms, lengths[i], strict=True):
+            tokens, logprobs = plain(model, prompts[i], uniform_L, length)
+            assert rollout.tokens_L.tolist() == tokens
+            torch.testing.assert_close(rollout.logprobs_L, torch.tensor(logprobs))
+            assert not rollout.finished
+
+
+def watch(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """Rows and columns of each forward pass from now on."""
+    passes: list[tuple[int, int]] = []
+    forward = model.base_model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        passes.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    model.base_model.forward = watched
+    return passes
+
+
+def test_waiting_prompts_enter_while_others_run() -> None:
+    """By hand: 6 prompts for 4 slots; the next enters once a quarter of the slots is free."""
+    model = tiny_llama()
+    passes = watch(model)
+    prompts = [prompt_of([5, 6 + i], str(i)) for i in range(6)]
+    engine = Forced(model, [[2], [5], [5], [5], [3], [1]], max_rows=4)
+    engine.sample(prompts, group_size=1, seed=0, temperature=1.0, max_new_tokens=5)
+    assert passes == [
+        (4, 2),  # four prompts are read and their first tokens drawn
+        (4, 1),  # the first response ends
+        (1, 2),  # the fifth prompt enters
+        (4, 1),
+        (4, 1),  # it ends
+        (1, 2),  # the sixth enters and ends
+        (3, 1),
+    ]
+
+
+def test_each_prompt_and_the_shared_beginning_are_read_once() -> None:
+    model = tiny_llama()
+    passes = watch(model)
+    lengths = [[3, 1, 2]] * len(MANY)
+    Forced(model, lengths, max_rows=7).sample(
+        MANY_SHARING, group_size=3, seed=0, temperature=1.0, max_new_tokens=3
+    )
+    read = [rows for rows, columns in passes if columns > 1]
+    assert passes[0] == (1, len(HEAD))
+    assert sum(read) == 1 + len(MANY)
+
+
+def test_finished_hears_of_each_group_once_and_complete() -> None:
+    """In the order in which groups end, long before the last; split groups only when whole."""
+    heard: list[tuple[int, list[Rollout]]] = []
+    at: list[int] = []
+    lengths = [[9, 2], [1, 1], [3, 8], [4, 4]]
+    for max_rows, expected in ((64, [1, 3, 2, 0]), (1, [1, 3, 0, 2])):
+        heard.clear()
+        at.clear()
+        groups = Forced(tiny_llama(), lengths, max_rows).sample(
+            [MANY[i] for i in (0, 1, 2, 3)],
+            group_size=2,
+            seed=0,
+            temperature=1.0,
+            max_new_tokens=9,
+            progress=lambda done, total: at.append(done),
+            finished=lambda i, group: heard.append((i, group)),
+        )
+        assert [i for i, _ in heard] == expected
+        for i, group in heard:
+            assert all(a is b for a, b in zip(group, groups[i], strict=True))
+            assert [len(rollout.tokens_L) for rollout in group] == lengths[i]
+
+
+def test_what_comes_back_can_be_trained_on() -> None:
+    """Ordinary tensors, and the gradients of the model are as before."""
+    model = tiny_llama()
+    engine = TransformersEngine(model, eos_ids=[EOS], pad_id=PAD)
+    inside: list[bool] = []
+    rollout = engine.sample(
+        PROMPTS[:1],
+        group_size=1,
+        seed=0,
+        temperature=1.0,
+        max_new_tokens=4,
+        finished=lambda i, group: inside.append(
+            torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        ),
+    )[0][0]
+    assert inside == [True]
+    assert not rollout.tokens_L.is_inference()
+    assert not rollout.logprobs_L.is_inference()
+    weight = torch.ones(1, requires_grad=True)
+    logits = model(input_ids=rollout.tokens_L[None]).logits
+    (weight * rollout.logprobs_L.sum() + logits.sum()).backward()
+    assert weight.grad is not None
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_no_prompts_no_groups() -> None:
+    assert sample(engine_of(), []) == []

@@ -15,7 +15,7 @@ from tpcli.errors import UsageError
 from tpcli.names import AllocationName
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.schema import Recipe
-from tpcli.rollout.engine import Progress
+from tpcli.rollout.engine import Finished, Progress
 from tpcli.train.build import Data, build, grader_of, settings
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Loop, Parts
@@ -272,6 +272,7 @@ class Scripted:
         top_p: float = 1.0,
         top_k: int = 0,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         self.calls.append(
             {
@@ -298,9 +299,9 @@ def steps_of(
     engine, given = Scripted(), list[tuple[TokenBatch, Knobs]]()
     update = parts.learner.update
 
-    def spy(batch: TokenBatch, knobs: Knobs) -> Learned:
+    def spy(batch: TokenBatch, knobs: Knobs, *, measure_all: bool) -> Learned:
         given.append((batch, knobs))
-        return update(batch, knobs)
+        return update(batch, knobs, measure_all=measure_all)
 
     parts.learner.update = spy  # type: ignore[method-assign]
     Loop(folder, replace(parts, engine=engine), settings(made), journal).run(0)

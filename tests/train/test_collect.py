@@ -1,5 +1,6 @@
 """Which groups a step ends up with, and how the prompts that replace others are chosen."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from tpcli.reward.verify import Grader
-from tpcli.rollout.engine import Progress
+from tpcli.rollout.engine import Finished, Progress
 from tpcli.train.collect import Asking, Collector
 from tpcli.train.journal import Journal
 from tpcli.types import Answered, Prompt, Question, Rollout
@@ -35,6 +36,7 @@ class Scripted:
         top_p: float = 1.0,
         top_k: int = 0,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         self.calls.append((seed, list(prompts)))
         return [
@@ -175,3 +177,41 @@ def test_an_expert_prefix_is_context_and_part_of_what_is_graded(tmp_path: Path) 
     assert decode(got.prompts[0], got.groups[0][1]) == "5051\\boxed{1}"
     plain = made.collect(1, temperature=1.0, prefix=0.0)
     assert all(prompt.prefix == 0 for prompt in plain.prompts)
+
+
+class Eager(Scripted):
+    """Tells of each group as it ends, the last prompt first, and waits for a verdict on it."""
+
+    def __init__(self, mixed: str, graded: list[str]) -> None:
+        super().__init__(mixed)
+        self.graded = graded
+
+    def sample(self, prompts: Sequence[Prompt], *args: Any, **kwargs: Any) -> list[list[Rollout]]:
+        finished = kwargs.pop("finished")
+        groups = super().sample(prompts, *args, **kwargs)
+        for place in [*range(len(prompts))][::-1][:3]:
+            finished(place, groups[place])
+            deadline = time.monotonic() + 10
+            while prompts[place].question.id not in self.graded:
+                assert time.monotonic() < deadline, "nothing is verified during generation"
+                time.sleep(0.001)
+        return groups
+
+
+def test_groups_are_verified_while_others_are_generated(tmp_path: Path) -> None:
+    """And each once, in its place, those that the engine did not tell of as well."""
+    graded: list[str] = []
+
+    def noting(prompt: Prompt, group: Sequence[Rollout]) -> list[Answered]:
+        graded.append(prompt.question.id)
+        return read(prompt, group)
+
+    made = collector(tmp_path, Eager("abcdef", graded))
+    made._read = noting
+    out = made.collect(1, temperature=1.0)
+    expected = collector(tmp_path, Scripted("abcdef")).collect(1, temperature=1.0)
+    assert sorted(graded) == sorted(prompt.question.id for prompt in out.prompts)
+    assert [[v.status for v in g] for g in out.verdicts] == [
+        [v.status for v in g] for g in expected.verdicts
+    ]
+    assert out.correct == expected.correct > 0

@@ -156,3 +156,37 @@ def test_a_detached_prefix_recomputes_with_its_own_keys() -> None:
     before = weights(model)
     made.update(batch(12), KNOBS)
     assert distance(step_taken(before, model), plain) < EXACT
+
+
+def stand_in(
+    query: Tensor, key: Tensor, value: Tensor, at_q: Tensor, at_k: Tensor, *_: int, **how: Any
+) -> Tensor:
+    """Flash attention's variable-length form by its documentation: causal, last key aligned."""
+    assert how["window_size"] == (-1, 0)
+    assert how["enable_gqa"]
+    rows = []
+    for s in range(len(at_q) - 1):
+        q = query[at_q[s] : at_q[s + 1]].transpose(0, 1)
+        k, v = (x[at_k[s] : at_k[s + 1]].transpose(0, 1) for x in (key, value))
+        shared = len(q) // len(k)
+        k, v = (x.repeat_interleave(shared, 0) for x in (k, v))
+        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool()
+        score = (q @ k.transpose(1, 2) * how["scale"]).masked_fill(~seen, -torch.inf)
+        rows.append((score.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("shared", [0, 12])
+def test_the_variable_length_form_is_handed_the_same_segments(
+    shared: int, detach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel needs a GPU; what it is asked for does not."""
+    changes: dict[str, Any] = {"micro_batch_tokens": 40, "detach_prefix": detach}
+    padded, _ = taken(batch(shared), **changes)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    made, model = learner(**changes)
+    made.policy._attention = "varlen"
+    before = weights(model)
+    made.update(batch(shared), KNOBS)
+    assert distance(step_taken(before, model), padded) < EXACT

@@ -70,6 +70,7 @@ def learned(**sums: float) -> Learned:
         entropy_BT=torch.where(MASK_BT, 2.0, 0.0),
         kl_BT=torch.zeros(4, 4),
         ref_logprob_BT=torch.zeros(4, 4),
+        measured_BT=MASK_BT,
         coefficient_BT=SUFFIX_BT / 4,
         clipped_BT=torch.zeros(4, 4, dtype=torch.bool),
         sums=sums,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tpcli.names import AllocationName, SignalName
     from tpcli.recipe.schema import Recipe
 
-PHASES = ("rollout", "reward", "score", "update", "eval", "checkpoint", "other")
+PHASES = ("rollout", "reward", "score", "update", "sync", "eval", "checkpoint", "other")
 SETUP = ("weights", "data", "warmup", "eval")
 RECENT = 10
 """Steps that "recent" stands for: phase shares, seconds a step, trends."""

@@ -59,6 +59,8 @@ def replay(key: str, overrides: Sequence[str]) -> Replay:
             f"run {run.id} has stored no responses",
             hint="[track].responses says how many a step are kept",
         )
+    # With [track].tokens_every, entropy and log-prob are stored of some steps alone.
+    lines = [x for x in lines if not credit.missing([x], own) | credit.missing([x], other)] or lines
     _refuse_missing(run, lines, own, other)
     steps, example = _steps(run, lines, own, other)
     warnings = [warning for warning in changed.warnings if _concerns(warning, typed)]

@@ -234,19 +234,24 @@ def _attend(
         _rows(x, bundle.key_Sk.flatten()).view(segments, keys, kv_heads, width)
         for x in (key_JE, value_JE)
     )
-    shared = heads // kv_heads
-    if shared > 1:
-        key, value = (x.repeat_interleave(shared, dim=2) for x in (key, value))
     bias = bundle.bias_S1qk
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    shared = heads // kv_heads
+    if shared > 1 and bias is not None and bias.numel() <= SMALL:
+        # The query heads of a group as further queries: no copy of keys and values for each.
+        query = query.reshape(segments, kv_heads, shared * queries, width)
+        bias = bias.repeat(1, 1, shared, 1)
+    elif shared > 1:
+        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
     out_SHqE = functional.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+        query,
+        key,
+        value,
         attn_mask=None if bias is None else bias.to(query.dtype),
         is_causal=bias is None,
         scale=scale,
     )
-    return out_SHqE.transpose(1, 2)
+    return out_SHqE.view(segments, heads, queries, width).transpose(1, 2)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

@@ -143,9 +143,9 @@ class _PushedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden_KD, grad_weight_VD = ctx.saved_tensors
-        grad_weight_VD = (grad_weight_VD * grads[0]).to(ctx.weight_dtype)
-        return (grad_hidden_KD * grads[0], grad_weight_VD, None, None, None, None, None)
+        # In place: a second copy of the head's gradient would be the largest tensor there is.
+        grad_hidden_KD, grad_weight_VD = (saved.mul_(grads[0]) for saved in ctx.saved_tensors)
+        return (grad_hidden_KD, grad_weight_VD.to(ctx.weight_dtype), None, None, None, None, None)
 
 
 def push_logprobs(

@@ -129,6 +129,18 @@ class Recipe(Section):
             raise ValueError(
                 'loss.dual_clip belongs to objective = "ppo_clip"; write dual_clip = false'
             )
+        follows = [
+            key
+            for key, scalar in self.scalars().items()
+            if isinstance(scalar, Schedule)
+            and scalar.curve == "adaptive"
+            and scalar.signal == "entropy"
+        ]
+        if follows and self.track.tokens_every > 1:
+            raise ValueError(
+                f"{follows[0]} follows the entropy, which track.tokens_every = "
+                f"{self.track.tokens_every} does not measure in every step; write tokens_every = 1"
+            )
         if self.credit.k is not None and self.credit.k >= self.rollout.group_size:
             raise ValueError(
                 f"credit.k ({self.credit.k}) must be below rollout.group_size "

@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from tpcli.names import (
     OWN_VERIFIER,
+    AttentionName,
     DtypeName,
     EngineName,
     LrScheduleName,
@@ -81,6 +82,9 @@ class ModelSection(Section):
     """Type of the stored weights. Mixed precision is [launch].mixed_precision."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Read it first."""
+    attention: AttentionName = "sdpa"
+    """What the update attends with: torch's scaled dot product over padded bundles of segments, or
+    "varlen", flash attention's variable-length form (CUDA, bf16), without padding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     scratch: ScratchSection | None = None
@@ -189,6 +193,9 @@ class RolloutSection(Section):
     trainer's ratios stay those of the whole distribution; [loss.correction] can weigh the two."""
     max_rows: PositiveInt = 256
     """Responses that are decoded at once, a process; bounds the key-value cache."""
+    ahead: bool = False
+    """Draw the responses of the next step while this one is learned from: by weights one update
+    old, which [loss.correction] weighs. For an engine with devices of its own."""
     dynamic_sampling: DynamicSamplingSection | None = None
     """Ask further prompts in place of those whose responses teach nothing."""
 
@@ -286,7 +293,11 @@ class TrainSection(Section):
     updates: PositiveInt = 1
     """Optimiser steps a rollout phase; its prompts are divided among them."""
     micro_batch_tokens: PositiveInt = 4_096
-    """Tokens that a forward pass holds at once, a process (a longer single response still runs)."""
+    """Tokens that a forward pass holds at once, a process (a longer single response still runs).
+    Activations grow with it and nothing else does."""
+    detach_prefix: bool = False
+    """Send no gradient through what precedes a response's first learning token. Cheaper, and
+    biased: docs/speed.md has the cosine with the exact gradient."""
     head_chunk: PositiveInt = 256
     """Tokens whose [tokens, vocabulary] logits exist at once."""
     save_every: PositiveInt = 25
@@ -361,5 +372,8 @@ class TrackSection(Section):
     """MLflow's experiment."""
     responses: NonNegativeInt = 4
     """Responses a step stored with per-token log-prob, entropy, weight and reward."""
+    tokens_every: PositiveInt = 1
+    """Steps between measurements of every response token: entropy, KL, gap to the sampler. In the
+    steps between, what does not learn is not scored, and those metrics have no value."""
     kl: bool = True
     """Measure the KL to the initial policy every step: one more forward pass, one more model."""

@@ -1,20 +1,17 @@
 """What the trainer asks of whatever generates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+from torch import Tensor
 
 from tpcli.types import Prompt, Rollout
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Progress = Callable[[int, int], None]
 """Called with (responses finished, responses asked for) while an engine works."""
 
 Finished = Callable[[int, list[Rollout]], None]
-"""Called with (which prompt, its whole group) as soon as the last response of the group is done."""
+"""Called with the index of a prompt and its complete group, in the thread of ``sample``."""
 
 
 class RolloutEngine(Protocol):
@@ -42,8 +39,7 @@ class RolloutEngine(Protocol):
                 all; not read when ``temperature`` is 0.
             top_k: before that, keep so many most likely tokens alone; 0 keeps all.
             max_new_tokens: a response that reaches it without ending is unfinished.
-            finished: called once a prompt, in the thread of the caller and in any order, mostly
-                while other prompts are still being continued.
+            finished: called once a group, as soon as all of it has ended; groups end in any order.
 
         Returns:
             Rollouts whose ``logprobs_L`` are those of the distribution sampled from (of

@@ -84,6 +84,7 @@ def build(
         model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
+    _check_attention(recipe, accelerator)
     learner = _learner(recipe, accelerator, model)
     engine = TransformersEngine(
         model,
@@ -156,12 +157,14 @@ def settings(recipe: Recipe) -> Settings:
         advantage=recipe.credit.advantage,
         eps=recipe.credit.eps,
         ddof=recipe.credit.ddof,
+        ahead=recipe.rollout.ahead,
         k=recipe.credit.k or 1,
         mask_overlong=overlong.mask,
         buffer=overlong.buffer,
         save_every=recipe.train.save_every,
         keep=recipe.train.keep,
         responses_kept=recipe.track.responses,
+        tokens_every=recipe.track.tokens_every,
         with_kl=_needs_reference(recipe),
         knobs=lambda step, shares: knobs_at(recipe, step, shares),
         progress=lambda step, shares: progress_at(recipe, step, shares),
@@ -248,7 +251,11 @@ def _warmed_up(
 def _learner(recipe: Recipe, accelerator: Accelerator, model: PreTrainedModel) -> Learner:
     reference = None
     if _needs_reference(recipe):
-        reference = Policy(copy.deepcopy(model), head_chunk=recipe.train.head_chunk)
+        reference = Policy(
+            copy.deepcopy(model),
+            head_chunk=recipe.train.head_chunk,
+            attention=recipe.model.attention,
+        )
         reference.requires_grad_(False).to(accelerator.device)
     loss, credit = recipe.loss, recipe.credit
     focus = credit.trajectory_percentile.focus
@@ -266,8 +273,11 @@ def _learner(recipe: Recipe, accelerator: Accelerator, model: PreTrainedModel) -
         updates=recipe.train.updates,
         max_grad_norm=recipe.optim.max_grad_norm,
         micro_batch_tokens=recipe.train.micro_batch_tokens,
+        detach_prefix=recipe.train.detach_prefix,
     )
-    policy = Policy(model, head_chunk=recipe.train.head_chunk).to(accelerator.device)
+    policy = Policy(model, head_chunk=recipe.train.head_chunk, attention=recipe.model.attention).to(
+        accelerator.device
+    )
     optimizer = adamw(
         policy.parameters(),
         lr=value_at(recipe.optim.lr, 1, recipe.horizon, 1.0),
@@ -314,6 +324,18 @@ def _check_context(recipe: Recipe, model: PreTrainedModel, data: Data, asking: A
             f"prompts of {longest}{solution} and responses of {wanted} tokens exceed the model's "
             f"{limit}",
             hint=f"lower [rollout].max_new_tokens or [data].max_prompt_tokens{shorter}",
+        )
+
+
+def _check_attention(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Flash attention's variable-length form is for half precision on CUDA."""
+    if recipe.model.attention == "sdpa":
+        return
+    half = recipe.model.dtype == "bfloat16" or accelerator.mixed_precision == "bf16"
+    if accelerator.device.type != "cuda" or not half:
+        raise UsageError(
+            'model.attention = "varlen" needs a CUDA GPU and bf16',
+            hint='set launch.mixed_precision = "bf16" there, or model.attention = "sdpa"',
         )
 
 

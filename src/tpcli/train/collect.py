@@ -1,9 +1,12 @@
 """Asking the questions of a step: sample, grade, ask others where there is nothing to learn."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from threading import Lock
+from typing import Self
 
 import torch
 
@@ -120,21 +123,23 @@ class Collector:
                 with_prefix(prompt, ask.solutions[prompt.question.id], magnitude=prefix)
                 for prompt in prompts
             ]
-        with self._journal.phase("rollout", step) as report:
-            groups = self._engine.sample(
-                prompts,
-                group_size=ask.group_size,
-                # Plus the rank: a question asked by two processes must not get the same responses.
-                seed=sampler_seed(ask.seed, step, round_) + self._rank,
-                temperature=temperature,
-                top_p=top_p,
-                max_new_tokens=ask.max_new_tokens,
-                progress=report,
-            )
-        with self._journal.phase("reward", step):
-            flat = grade_all(groups, prompts, self._read, self._grader)
-        size = ask.group_size
-        verdicts = [flat[at : at + size] for at in range(0, len(flat), size)]
+        with _Grading(prompts, self._read, self._grader) as grading:
+            with self._journal.phase("rollout", step) as report:
+                groups = self._engine.sample(
+                    prompts,
+                    group_size=ask.group_size,
+                    # Plus the rank: a question asked by two processes must not get the same
+                    # responses.
+                    seed=sampler_seed(ask.seed, step, round_) + self._rank,
+                    temperature=temperature,
+                    top_p=top_p,
+                    max_new_tokens=ask.max_new_tokens,
+                    progress=report,
+                    finished=grading.add,
+                )
+            with self._journal.phase("reward", step):
+                verdicts = grading.of(groups)
+        flat = [verdict for group in verdicts for verdict in group]
         correct = sum(verdict.status == "correct" for verdict in flat)
         return Collected(prompts, groups, verdicts, drawn=len(flat), correct=correct)
 
@@ -154,3 +159,46 @@ class Collector:
             self._ask.advantage, reward_G, group_size=len(verdicts), k=self._ask.k
         )
         return bool((advantage_G != 0).any())
+
+
+class _Grading:
+    """Verifies groups in a thread of its own while others are still being generated."""
+
+    def __init__(self, prompts: Sequence[Prompt], read: Read, grader: Grader) -> None:
+        self._prompts, self._read, self._grader = prompts, read, grader
+        self._waiting: dict[int, list[Rollout]] = {}
+        self._verdicts: dict[int, list[Verdict]] = {}
+        self._lock = Lock()
+        self._pool = ThreadPoolExecutor(1)
+        self._jobs: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, place: int, group: list[Rollout]) -> None:
+        """Verify the group of prompt ``place`` as soon as the verifier is free."""
+        with self._lock:
+            self._waiting[place] = group
+        self._jobs.append(self._pool.submit(self._grade))
+
+    def of(self, groups: Sequence[list[Rollout]]) -> list[list[Verdict]]:
+        """The verdicts on all groups, whether they were added before or not."""
+        for job in self._jobs:
+            job.result()
+        left = {i: g for i, g in enumerate(groups) if i not in self._verdicts}
+        self._waiting |= left
+        self._grade()
+        return [self._verdicts[i] for i in range(len(groups))]
+
+    def _grade(self) -> None:
+        """All that wait, in one call: its processes then work side by side."""
+        with self._lock:
+            taken, self._waiting = self._waiting, {}
+        if not taken:
+            return
+        prompts = [self._prompts[i] for i in taken]
+        flat = iter(grade_all([*taken.values()], prompts, self._read, self._grader))
+        self._verdicts |= {i: [*islice(flat, len(group))] for i, group in taken.items()}

@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tpcli.train.journal import Journal
 from tpcli.train.measure import finish, tally
 from tpcli.train.order import response_seed
 from tpcli.train.step import Knobs, Learned, Learner
+from tpcli.train.sync import Sync
 from tpcli.train.tempo import Tempo
 from tpcli.types import Answered, Prompt, Rollout, StepStats, TokenBatch
 
@@ -45,6 +47,7 @@ class Parts:
     asking: Asking
     tempo: Tempo
     held_out: HeldOut | None
+    sync: Sync | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,10 @@ class Settings:
     """How the loop goes.
 
     Attributes:
+        ahead: the responses of the next step are drawn while this one is learned from.
         k: of advantage pass_at_k.
         mask_overlong: unfinished responses are left out of the loss.
+        tokens_every: steps between measurements of every response token.
         buffer: tokens before the limit over which the soft penalty on length rises.
         knobs, progress: from a step, and the shares of what is adaptive, to scheduled values.
     """
@@ -64,12 +69,14 @@ class Settings:
     advantage: AdvantageName
     eps: float
     ddof: int
+    ahead: bool
     k: int
     mask_overlong: bool
     buffer: int
     save_every: int
     keep: int
     responses_kept: int
+    tokens_every: int
     with_kl: bool
     knobs: Callable[[int, Mapping[str, float]], Knobs]
     progress: Callable[[int, Mapping[str, float]], float]
@@ -83,15 +90,19 @@ class Loop:
         self._rank = parts.accelerator.process_index
         self._ranks = parts.accelerator.num_processes
         self._since = time.perf_counter()
+        # One that draws ahead works beside the update, whose phase is the one to be shown.
+        shown = Journal(run_dir, steps=settings.steps, writes=False) if settings.ahead else journal
         self._collector = Collector(
             parts.asking,
             parts.engine,
             self._read,
             parts.grader,
-            journal,
+            shown,
             rank=self._rank,
             ranks=self._ranks,
         )
+        self._next: Future[Collected] | None = None
+        self._beside = ThreadPoolExecutor(1)
 
     def run(self, done: int) -> None:
         """Train from step ``done`` to the end, or to the step after which it is asked to stop.
@@ -100,6 +111,9 @@ class Loop:
         back is never more than what it does again.
         """
         self._journal.cut_back(done if done else -1)  # without a checkpoint, step 0 is redone
+        if self._parts.sync:  # the engine began with the weights of step 0, as they are stored
+            with self._journal.phase("sync", done):
+                self._parts.sync.push(done)
         self._since = time.perf_counter()
         if done == 0 and self._parts.held_out:
             self._journal.metrics(StepStats(0, self._evaluate(0)))
@@ -112,6 +126,7 @@ class Loop:
                 with self._journal.phase("checkpoint", step):
                     self._save(step)
             if stop:
+                self._beside.shutdown(cancel_futures=True)
                 self._journal.enter("stopped", step)
                 return
         self._journal.enter("done", self._set.steps)
@@ -119,16 +134,10 @@ class Loop:
     def _step(self, step: int) -> None:
         tempo = self._parts.tempo
         knobs = self._set.knobs(step, tempo.shares)
-        with self._parts.accelerator.autocast():
-            collected = self._collector.collect(
-                step,
-                temperature=knobs.temperature,
-                top_p=knobs.top_p,
-                prefix=knobs.magnitudes.get("expert_prefix", 0.0),
-            )
+        collected, staleness = self._collected(step, knobs)
         batch = self._collate(step, collected, knobs.penalty)
         with self._journal.phase("update", step):
-            learned = self._parts.learner.update(batch, knobs)
+            learned = self._parts.learner.update(batch, knobs, measure_all=self._whole(step))
         total = tally(batch, collected, learned).over(self._parts.accelerator)
         stats = finish(
             step,
@@ -142,12 +151,57 @@ class Loop:
             with_refills=self._parts.asking.rounds > 0,
         )
         tempo.after(step, _signals(stats))
+        if self._set.ahead:
+            stats.scalars["rollout/staleness"] = float(staleness)
+        stats.scalars.update(self._sync(step))
         self._journal.responses(self._samples(step, batch, collected, learned))
         held_out = self._parts.held_out
         if held_out and (step % held_out.every == 0 or step == self._set.steps):
             stats.scalars.update(self._evaluate(step))
         stats.scalars.update(self._costs(float(total.sums["credit"][1])))
         self._journal.metrics(stats)
+
+    def _collected(self, step: int, knobs: Knobs) -> tuple[Collected, int]:
+        """The step's responses, and how many updates older than the policy their sampler is.
+
+        With ``ahead`` those of the next step are begun at once: before this step's update.
+        """
+        if not self._set.ahead:
+            return self._collect(step, knobs), 0
+        pending, self._next = self._next, None
+        with self._journal.phase("rollout", step):
+            if pending is None:
+                collected, staleness = self._collect(step, knobs), 0
+            else:
+                collected, staleness = pending.result(), 1
+        if step < self._set.steps:
+            later = self._set.knobs(step + 1, self._parts.tempo.shares)
+            self._next = self._beside.submit(self._collect, step + 1, later)
+        return collected, staleness
+
+    def _collect(self, step: int, knobs: Knobs) -> Collected:
+        with self._parts.accelerator.autocast():
+            return self._collector.collect(
+                step,
+                temperature=knobs.temperature,
+                top_p=knobs.top_p,
+                prefix=knobs.magnitudes.get("expert_prefix", 0.0),
+            )
+
+    def _sync(self, step: int) -> dict[str, float]:
+        """Hand the new weights to an engine that keeps its own, once it has stopped drawing."""
+        if self._parts.sync is None:
+            return {}
+        if self._next is not None:
+            with self._journal.phase("rollout", step):
+                wait([self._next])
+        with self._journal.phase("sync", step):
+            found = self._parts.sync.push(step)
+        return {"sync/gap": found.gap, "sync/gap_max": found.largest}
+
+    def _whole(self, step: int) -> bool:
+        """Whether every response token is measured in this step."""
+        return step in (1, self._set.steps) or step % self._set.tokens_every == 0
 
     def _collate(self, step: int, collected: Collected, penalty: float) -> TokenBatch:
         rollouts = [rollout for group in collected.groups for rollout in group]
@@ -239,12 +293,9 @@ class Loop:
         prompt, rollout = collected.prompts[place], collected.groups[place][0]
         verdict, b = collected.verdicts[place][0], place * batch.group_size
         ids = rollout.tokens_L.tolist()
-        tokens = {
-            "old_logprob": learned.logprob_BT,
-            "entropy": learned.entropy_BT,
-            "weight": learned.weight_BT,
-            "advantage": learned.advantage_BT,
-        }
+        tokens = {"weight": learned.weight_BT, "advantage": learned.advantage_BT}
+        if learned.whole:
+            tokens |= {"old_logprob": learned.logprob_BT, "entropy": learned.entropy_BT}
         return {
             "step": step,
             "question": prompt.question.text,
@@ -272,10 +323,11 @@ class Loop:
         spent = self._journal.take_seconds()
         now = time.perf_counter()
         whole, self._since = now - self._since, now
-        named = {
-            k: spent.get(k, 0.0) for k in ("rollout", "reward", "update", "eval", "checkpoint")
-        }
-        work = named["rollout"] + named["reward"] + named["update"]
+        phases = ["rollout", "reward", "update", "eval", "checkpoint"]
+        if self._parts.sync:
+            phases.append("sync")
+        named = {k: spent.get(k, 0.0) for k in phases}
+        work = sum(named[k] for k in phases if k not in ("eval", "checkpoint"))
         costs = {
             **{f"time/{name}": seconds for name, seconds in named.items()},
             "time/other": max(whole - sum(named.values()), 0.0),
@@ -339,4 +391,7 @@ def _rounded(values: Tensor) -> list[float]:
 def _signals(stats: StepStats) -> dict[SignalName, float]:
     """What adaptive schedules follow; accuracy is of all responses drawn, replaced ones too."""
     accuracy = stats.scalars.get("sampling/accuracy", stats.scalars["verdict/correct"])
-    return {"entropy": stats.scalars["entropy/all"], "accuracy": accuracy}
+    found: dict[SignalName, float] = {"accuracy": accuracy}
+    if "entropy/all" in stats.scalars:
+        found["entropy"] = stats.scalars["entropy/all"]
+    return found

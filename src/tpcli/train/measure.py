@@ -72,24 +72,31 @@ def tally(
     out.add("verdict", *(counts[s] for s in get_args(VerdictStatus)))
     out.add("length", lengths.sum(), sum(not r.finished for r in rollouts))
     out.most("length", lengths.max())
-    gap_BT = (batch.rollout_logprob_BT - learned.logprob_BT).abs().double() * mask_BT
-    out.add("gap", gap_BT.sum())
-    out.most("gap", gap_BT.max())
-    apart = mismatch(learned.logprob_BT, batch.rollout_logprob_BT, mask_BT)
-    out.add("mismatch", apart["k3"], apart["weight"], apart["weight_2"])
+    if learned.whole:
+        _tokens(out, batch, learned)
     credited_BT = (learned.weight_BT != 0) & mask_BT
     out.add("credit", credited_BT.sum(), mask_BT.sum())
     out.sums["credit/percentile"] = by_percentile(credited_BT.double(), mask_BT)
     out.sums["clip/percentile"] = by_percentile(learned.clipped_BT.double(), mask_BT)
     push_BT = (learned.coefficient_BT * learned.advantage_BT).abs()
     out.sums["mass/percentile"] = by_percentile(push_BT, mask_BT)
-    for name, value_BT in (("entropy", learned.entropy_BT), ("kl", learned.kl_BT)):
-        out.sums[f"{name}/stage"] = by_stage(value_BT, mask_BT)
-        out.sums[f"{name}/percentile"] = by_percentile(value_BT, mask_BT)
     out.add("loss", *(learned.sums.get(k, 0.0) for k in _LOSS_SUMS))
     # Every process computed its own part of the scale against global totals: parts add up.
     out.add("scale", learned.sums.get("gradient_scale", 0.0))
     return out
+
+
+def _tokens(out: Tally, batch: TokenBatch, learned: Learned) -> None:
+    """What only a step that measures every response token can say."""
+    mask_BT = batch.mask_BT
+    gap_BT = (batch.rollout_logprob_BT - learned.logprob_BT).abs().double() * mask_BT
+    out.add("gap", gap_BT.sum())
+    out.most("gap", gap_BT.max())
+    apart = mismatch(learned.logprob_BT, batch.rollout_logprob_BT, mask_BT)
+    out.add("mismatch", apart["k3"], apart["weight"], apart["weight_2"])
+    for name, value_BT in (("entropy", learned.entropy_BT), ("kl", learned.kl_BT)):
+        out.sums[f"{name}/stage"] = by_stage(value_BT, mask_BT)
+        out.sums[f"{name}/percentile"] = by_percentile(value_BT, mask_BT)
 
 
 _LOSS_SUMS = (
@@ -133,16 +140,17 @@ def finish(
         **_losses(sums, updates, with_correction),
         "optim/grad_norm": grad_norm,
         "optim/lr": knobs.lr,
-        "gap/mean": sums["gap"][0] / max(sums["credit"][1], 1.0),
-        "gap/max": float(total.largest["gap"]),
-        **_mismatch(sums),
     }
+    if "gap" in sums:
+        scalars["gap/mean"] = sums["gap"][0] / max(sums["credit"][1], 1.0)
+        scalars["gap/max"] = float(total.largest["gap"])
+        scalars |= _mismatch(sums)
     if with_refills:
         drawn, correct, refilled = sums["drawn"]
         scalars["sampling/accuracy"] = correct / drawn
         scalars["sampling/responses"] = drawn
         scalars["sampling/refilled_groups"] = refilled
-    for name in ("entropy", "kl") if with_kl else ("entropy",):
+    for name in _measured(total, with_kl):
         stages = mean_of(total.sums[f"{name}/stage"])
         for stage, value in zip(("all", *STAGES), stages, strict=True):
             if value is not None:
@@ -195,9 +203,16 @@ def _losses(sums: dict[str, list[float]], updates: int, with_correction: bool) -
     return found
 
 
+def _measured(total: Tally, with_kl: bool) -> list[str]:
+    """What was measured of every response token."""
+    return [
+        name for name in ("entropy", *(["kl"] if with_kl else [])) if f"{name}/stage" in total.sums
+    ]
+
+
 def _percentiles(total: Tally, with_kl: bool) -> dict[str, list[float | None]]:
     """Means by trajectory percentile; of the mass, each bin's share of the whole."""
-    names = ["credit", "clip", "entropy", *(["kl"] if with_kl else [])]
+    names = ["credit", "clip", *_measured(total, with_kl)]
     found = {f"{name}/percentile": mean_of(total.sums[f"{name}/percentile"]) for name in names}
     mass_Q = total.sums["mass/percentile"][0]
     found["mass/percentile"] = (mass_Q / mass_Q.sum().clamp(min=1e-300)).tolist()

@@ -90,7 +90,8 @@ class Learned:
 
     ``coefficient_BT`` is what each token's loss was multiplied by, ``clipped_BT`` where a bound of
     the objective held. Log-prob, entropy and KL are those of ``measured_BT`` and 0 elsewhere.
-    ``sums`` holds numbers to be added up over processes; ``grad_norm`` is
+    ``sums`` holds numbers to be added up over processes; ``whole`` says that every response token
+    was measured; ``grad_norm`` is
     already global.
     """
 
@@ -104,6 +105,7 @@ class Learned:
     coefficient_BT: Tensor
     clipped_BT: Tensor
     sums: dict[str, float]
+    whole: bool = True
     grad_norm: float = 0.0
 
 
@@ -157,6 +159,7 @@ class Learner:
         responses = range(len(batch.mask_BT))
         method = self.method
         ahead = method.updates > 1 or not NEEDS_SCORING.isdisjoint(method.allocations)
+        book.whole = measure_all or ahead
         if ahead:
             self._score(batch, responses, knobs, book)
         book.weight_BT, book.advantage_BT = allocate(

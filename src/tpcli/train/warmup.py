@@ -87,7 +87,7 @@ def warm_up(
             # Maximum likelihood: every token's log-prob has the same, known derivative.
             push_bT = torch.where(packed.mask_bT, -1.0 / tokens, 0.0)
             loss: Tensor = policy(packed, packed.mask_bT, push_bT=push_bT).surrogate
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
