@@ -108,6 +108,10 @@ class Sync:
                 )
         return found
 
+    def close(self) -> None:
+        """The engine is of no more use."""
+        self._engine.close()
+
     @torch.no_grad()
     def _ours(self) -> Tensor:
         tokens, first = self._tokens, self._first
