@@ -8,13 +8,14 @@ READY := $(VENV)/.ready
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: train test test-vllm check format figures install clean
+.PHONY: train test test-vllm check format figures bench install clean
 
 train: install
 	$(BIN)/tpcli train $(RECIPE)
 
+# One test at a time a core; most of the time goes into training runs of one thread.
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 # vLLM for CPUs in an environment of its own: 4 GB, and some minutes the first time. Compilation
 # costs more than it saves on models this small.
@@ -23,17 +24,20 @@ test-vllm: $(VLLM_READY)
 
 check: install
 	$(BIN)/ruff check src tests docs
-	$(BIN)/ruff format --check src tests docs/examples docs/figures.py
+	$(BIN)/ruff format --check src tests docs/examples docs/speed docs/figures.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/cli/test_app.py tests/recipe
 
 format: install
 	$(BIN)/ruff check --fix src tests docs
-	$(BIN)/ruff format src tests docs/examples docs/figures.py
+	$(BIN)/ruff format src tests docs/examples docs/speed docs/figures.py
 
 figures: install
 	$(BIN)/python docs/figures.py
+
+bench: install
+	$(BIN)/python docs/speed/measure.py
 
 install: $(READY)
 

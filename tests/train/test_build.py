@@ -299,7 +299,7 @@ def steps_of(
     engine, given = Scripted(), list[tuple[TokenBatch, Knobs]]()
     update = parts.learner.update
 
-    def spy(batch: TokenBatch, knobs: Knobs, *, measure_all: bool) -> Learned:
+    def spy(batch: TokenBatch, knobs: Knobs, *, measure_all: bool = True) -> Learned:
         given.append((batch, knobs))
         return update(batch, knobs, measure_all=measure_all)
 

@@ -17,23 +17,30 @@ START_SECONDS = 240
 
 
 class Server:
-    """Serves ``small_llama(0, tied=True)`` from an untied copy."""
+    """Serves ``source``, or ``small_llama(0, tied=True)`` from an untied copy."""
 
-    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        source: Path | None = None,
+        max_len: int = MAX_LEN,
+        url: str | None = None,
+        **environment: str,
+    ) -> None:
         self.log = folder / "server.log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        model = folder / "model"
-        tied, untied = small_llama(0, tied=True), small_llama(0, tied=False)
-        untied.load_state_dict(tied.state_dict())
-        untied.save_pretrained(model)
+        self.url = url or f"http://127.0.0.1:{_free_port()}"
+        port = int(self.url.rpartition(":")[2])
+        model = source or folder / "model"
+        if source is None:
+            tied, untied = small_llama(0, tied=True), small_llama(0, tied=False)
+            untied.load_state_dict(tied.state_dict())
+            untied.save_pretrained(model)
         command = [
             str(Path(sys.executable).with_name("vllm")),
             *("serve", str(model), "--host", "127.0.0.1", "--port", str(port)),
             *("--skip-tokenizer-init", "--dtype", "float32", "--enforce-eager"),
-            *("--max-model-len", str(MAX_LEN), "--max-num-seqs", "16"),
+            *("--max-model-len", str(max_len), "--max-num-seqs", "16"),
             *("--kv-cache-memory-bytes", "200000000", *flags),
         ]
         with self.log.open("w") as log:
@@ -82,3 +89,10 @@ class Server:
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

@@ -18,7 +18,7 @@ from tests.vllm_real.small import (
 )
 
 from tpcli.errors import UsageError
-from tpcli.rollout.transformers import nucleus
+from tpcli.rollout.draw import nucleus
 from tpcli.rollout.vllm import VllmEngine
 from tpcli.types import Rollout
 

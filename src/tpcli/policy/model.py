@@ -142,7 +142,8 @@ class Policy(nn.Module):
             _spread(value_K[:chosen], chosen_bT).masked_scatter(others_bT, value_K[chosen:])
             for value_K in found
         ]
-        return Pass(*(x_bT * chosen_bT for x_bT in spread[:2]), surrogate, Scores(*spread))
+        logprob_bT, entropy_bT = spread[0] * chosen_bT, spread[1] * chosen_bT
+        return Pass(logprob_bT, entropy_bT, surrogate, Scores(*spread))
 
     def hidden(self, packed: Packed) -> Tensor:
         """Last hidden states of all positions, [M, D], of both lines where there are two."""

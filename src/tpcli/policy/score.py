@@ -211,7 +211,6 @@ def _measure(
     """[4, K]; ``visit`` sees each chunk's probabilities, and may use them up."""
     dtype = _matmul_dtype(hidden_KD)
     head_VD = weight_VD.to(dtype)
-    ref_head_VD = reference.weight_VD.to(dtype) if reference else None
     out_4K = torch.zeros(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
     for here in _chunks(len(target_K), chunk):
         log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
@@ -220,7 +219,8 @@ def _measure(
         p_cV = log_p_cV.exp()
         out_4K[1, here] = -torch.linalg.vecdot(p_cV, log_p_cV)
         if reference:
-            log_q_cV = _log_softmax(reference.hidden_KD[here].to(dtype), ref_head_VD, temperature)
+            ref_cD, ref_VD = reference.hidden_KD[here].to(dtype), reference.weight_VD.to(dtype)
+            log_q_cV = _log_softmax(ref_cD, ref_VD, temperature)
             out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
             out_4K[2, here] = torch.linalg.vecdot(p_cV, log_p_cV.sub_(log_q_cV))
         if visit:

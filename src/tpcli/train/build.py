@@ -24,6 +24,7 @@ from tpcli.recipe.schema import Recipe
 from tpcli.reward.verify import Grader
 from tpcli.rollout.vllm_version import check_vllm
 from tpcli.train.collect import Asking
+from tpcli.train.engines import engine_of
 from tpcli.train.evaluate import HeldOut
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Parts, Settings
@@ -93,8 +94,8 @@ def build(
     _check_attention(recipe, accelerator)
     learner = _learner(recipe, accelerator, model)
     with journal.phase("engine", 0):
-        engine, sync = _engine(
-            recipe, accelerator, model, tokenizer, learner, asking, folder, journal
+        engine, sync = engine_of(
+            recipe, accelerator, model, tokenizer, learner.policy, asking, folder, journal.folder
         )
     parts = Parts(
         accelerator=accelerator,
