@@ -30,7 +30,7 @@ class Copy:
 
     def __init__(self) -> None:
         self.model, self.version, self.broken = tiny_llama(), 0, False
-        self.noise = 0.0
+        self.noise, self.asleep = 0.0, 0
 
     def load(self, named: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         self.version = version
@@ -44,6 +44,9 @@ class Copy:
         logits = self.model(input_ids=torch.tensor([tokens])).logits[0, first - 1 : -1]
         log_p = (logits / temperature).log_softmax(-1)
         return log_p.gather(1, torch.tensor(tokens[first:])[:, None])[:, 0] + self.noise
+
+    def sleep(self) -> None:
+        self.asleep += 1
 
     def close(self) -> None:
         self.version = -1

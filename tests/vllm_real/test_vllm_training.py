@@ -44,27 +44,28 @@ def bench(tmp_path: Path, cache: Path) -> Bench:
     return made
 
 
-def test_a_run_learns_from_what_vllm_samples(bench: Bench) -> None:
-    """The same numbers as from the transformers engine before the first step; then it learns."""
-    bench.type("train", "vllm.toml", "--set", "train.steps=30", "--set", "eval.questions=64")
-    first = bench.run
-    bench.type(
-        *("train", "vllm.toml", "--set", 'rollout.engine="transformers"'),
-        *("--set", "train.steps=30", "--set", "eval.questions=64"),
+def test_a_run_on_vllm_goes_as_one_on_transformers(bench: Bench) -> None:
+    """The same start, log-probs that agree, and the same reward up to the luck of the draw."""
+    asked = (
+        *("--set", "train.steps=30", "--set", "warmup.steps=200"),
+        *("--set", "rollout.prompts=8", "--set", "rollout.group_size=8"),
+        *("--set", "rollout.temperature=1.5", "--set", "optim.lr=1e-4"),
     )
+    bench.type("train", "vllm.toml", *asked)
+    first = bench.run
+    bench.type("train", "vllm.toml", "--set", 'rollout.engine="transformers"', *asked)
     (second,) = {*bench.runs()} - {first}
     ours, theirs = metrics(second), metrics(first)
     assert theirs[0]["eval/greedy"] == ours[0]["eval/greedy"]
-    gaps = [line["sync/gap"] for line in theirs[1:]]
-    assert max(gaps) < 1e-4
+    gap = max(line["sync/gap"] for line in theirs[1:])
+    print(f"gap {gap:.1e}, of responses {max(line['gap/max'] for line in theirs[1:]):.1e}")
+    assert gap < 1e-4
     assert max(line["gap/max"] for line in theirs[1:]) < 1e-3
-    rewards = [line["reward/mean"] for line in theirs[1:]]
-    assert sum(rewards[-10:]) > sum(rewards[:10])
-    print(
-        f"gap {max(gaps):.1e}; sampled {theirs[0]['eval/sampled']:.3f} to "
-        f"{theirs[-1]['eval/sampled']:.3f}, transformers {ours[0]['eval/sampled']:.3f} to "
-        f"{ours[-1]['eval/sampled']:.3f}"
-    )
+    # 30 x 64 responses a side: a standard error of about .015 in the difference.
+    rewards = [sum(line["reward/mean"] for line in lines[1:]) / 30 for lines in (theirs, ours)]
+    print(f"mean reward {rewards[0]:.3f}, transformers {rewards[1]:.3f}")
+    assert rewards[0] == pytest.approx(rewards[1], abs=0.08)
+    assert theirs[-1]["kl/all"] > 10 * theirs[1]["kl/all"]
 
 
 def test_a_stopped_run_goes_on_with_the_weights_it_had(bench: Bench) -> None:
@@ -130,10 +131,10 @@ def serve(bench: Bench, url: str | None = None) -> Server:
 @pytest.fixture
 def served(bench: Bench, cache: Path) -> Iterator[Server]:
     """Serves an untied copy of the warmed-up policy, which a run on transformers leaves behind."""
-    only = ("--set", "train.steps=1", "--set", "eval.questions=0")
+    only = ("--set", "train.steps=2", "--set", "eval.questions=0")
     bench.type("train", "vllm.toml", "--set", 'rollout.engine="transformers"', *only)
     shutil.rmtree(bench.run)
-    (warm,) = (p for p in (cache / "warmups").iterdir() if p.is_dir())
+    warm = max(cache.glob("warmups/*/config.json"), key=lambda path: path.stat().st_mtime).parent
     tied = LlamaForCausalLM.from_pretrained(warm)
     tied.config.tie_word_embeddings = False
     untied = LlamaForCausalLM(tied.config)
@@ -152,9 +153,9 @@ def test_a_server_draws_a_step_ahead_and_is_missed_when_it_dies(
     process = bench.start("train", "served.toml", "--set", "train.steps=8")
     bench.until_step(3)
     served.kill()
-    _, said = process.communicate(timeout=90)
+    said = "".join(process.communicate(timeout=90))
     assert process.returncode == 4, said
-    assert served.url in said
+    assert served.url in said, said
     again = serve(bench, served.url)
     try:
         bench.type("resume", bench.run.name)

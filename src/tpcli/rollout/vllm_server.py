@@ -147,6 +147,9 @@ class VllmServer:
             found = {at: vllm_requests.scored(answer, tokens[at]) for at, answer in answers}
         return torch.tensor([found[at] for at in asked], dtype=torch.float32)
 
+    def sleep(self) -> None:
+        """See ``OwnWeights``: its devices are its own."""
+
     def close(self) -> None:
         """See ``OwnWeights``. The server itself goes on."""
         self._calls.cut()

@@ -108,6 +108,10 @@ class Sync:
                 )
         return found
 
+    def sleep(self) -> None:
+        """No response is drawn for a while."""
+        self._engine.sleep()
+
     def close(self) -> None:
         """The engine is of no more use."""
         self._engine.close()
