@@ -37,7 +37,8 @@ CorrectionLevel = Literal["token", "sequence", "geometric"]
 VerifierName = Literal["int", "number", "math", "choice", "exact", "reference"]
 OWN_VERIFIER = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.-]*$"
 """How a user's own verifier is named: "MODULE:FUNCTION" or "plugin:NAME"."""
-EngineName = Literal["transformers"]
+EngineName = Literal["transformers", "vllm", "vllm-server"]
+TransferName = Literal["path", "nccl"]
 AttentionName = Literal["sdpa", "varlen"]
 DtypeName = Literal["float32", "bfloat16"]
 PrecisionName = Literal["no", "bf16"]

@@ -29,13 +29,21 @@ WIDTH = 16
 CONSTANT = 3.0
 
 
-def boxer(place: Path, *, seed: int = 0, alphabet: str | None = None, ends: float = 2.0) -> Path:
+def boxer(
+    place: Path,
+    *,
+    seed: int = 0,
+    alphabet: str | None = None,
+    ends: float = 2.0,
+    head_dim: int = WIDTH // 2,
+) -> Path:
     """Save the model in ``place``.
 
     Args:
         seed: of its weights.
         alphabet: characters that it reads; None is all of ASCII that prints, and the line feed.
         ends: added to the logit of the end of sequence; lower makes longer responses.
+        head_dim: of its attention; vLLM's kernels for CPUs want 32 or more.
     """
     known = string.printable[:95] + "\n" if alphabet is None else alphabet
     tokenizer = character_tokenizer(known, PIECES, context=CONTEXT)
@@ -46,6 +54,7 @@ def boxer(place: Path, *, seed: int = 0, alphabet: str | None = None, ends: floa
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,

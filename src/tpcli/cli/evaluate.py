@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.names import DtypeName
+from tpcli.names import DtypeName, EngineName
 
 if TYPE_CHECKING:
     from tpcli.jobs.evaluate import Evaluated
@@ -28,6 +28,13 @@ class Format(enum.StrEnum):
     md = "md"
     tex = "tex"
     json = "json"
+
+
+class Engine(enum.StrEnum):
+    """What runs in this process."""
+
+    transformers = "transformers"
+    vllm = "vllm"
 
 
 class Prompting(enum.StrEnum):
@@ -90,6 +97,16 @@ def evaluate(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16. [bfloat16 on a GPU]")
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What generates; vllm needs the extra of this name.")
+    ] = Engine.transformers,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="GPUs that share the weights, with --engine vllm.")
+    ] = 1,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A running vllm serve, which is given the weights."),
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.table,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
@@ -119,6 +136,9 @@ def evaluate(
         own_prompt=prompt is Prompting.recipe,
         rows=rows,
         dtype=_dtype(dtype),
+        engine=_engine(engine, server, tensor_parallel),
+        server=server,
+        tensor_parallel=tensor_parallel,
         verifier=verifier,
         regrade=regrade,
     )
@@ -127,6 +147,22 @@ def evaluate(
     show(found, "json" if as_json else form)
     for error in failed:
         typer.echo(f"warning: MLflow is behind: {error}; later: tpcli db sync-mlflow", err=True)
+
+
+def _engine(engine: Engine, server: str | None, tensor_parallel: int) -> EngineName:
+    from tpcli.errors import UsageError
+
+    if server is not None and (engine is Engine.vllm or tensor_parallel > 1):
+        raise UsageError(
+            "--server has an engine of its own",
+            hint="leave --engine and --tensor-parallel out: vllm serve takes its own",
+        )
+    if tensor_parallel > 1 and engine is Engine.transformers:
+        raise UsageError(
+            "--tensor-parallel is vLLM's",
+            hint=f"--engine vllm --tensor-parallel {tensor_parallel}",
+        )
+    return "vllm-server" if server is not None else engine.value
 
 
 def _benches(options: Sequence[str] | None) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from tpcli.errors import TpcliError
 from tpcli.jobs import mirror, provenance
 from tpcli.metrics.mlflow import default_store, probe
 from tpcli.registry.store import Registry
+from tpcli.rollout import vllm_version
 
 State = Literal["ok", "optional", "warning", "broken"]
 PYTHON = (3, 11)
@@ -216,8 +216,16 @@ def answers(url: str, seconds: float) -> bool:
 
 
 def vllm() -> Check:
-    """The optional engine."""
-    try:
-        return Check("vllm", "ok", metadata.version("vllm"))
-    except metadata.PackageNotFoundError:
-        return Check("vllm", "optional", "not installed", "pip install 'tpcli[vllm]'")
+    """The optional engine, in a version that we know the interface of."""
+    found = vllm_version.vllm_version()
+    if found is None:
+        return Check("vllm", "optional", "not installed", vllm_version.INSTALL)
+    if not vllm_version.fits(found):
+        low, high = vllm_version.SUPPORTED
+        return Check(
+            "vllm",
+            "broken",
+            f"{found}, not {low} or newer and below {high}",
+            f"pip install 'vllm>={low},<{high}'",
+        )
+    return Check("vllm", "ok", found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,7 @@ from tpcli.bench.items import Item, Loaded, first
 from tpcli.errors import NotFoundError, TpcliError, UsageError
 from tpcli.jobs.provenance import code_identity, machine, package_versions
 from tpcli.jobs.runs import runs_dir
-from tpcli.names import DtypeName, VerifierName
+from tpcli.names import DtypeName, EngineName, VerifierName
 from tpcli.registry.store import Registry
 from tpcli.reward.verify import Grader
 from tpcli.types import Question
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
     from tpcli.data.prompts import PromptSet
     from tpcli.jobs.subject import Subject
     from tpcli.rollout.engine import RolloutEngine
+    from tpcli.rollout.vllm import VllmEngine
+    from tpcli.rollout.vllm_server import VllmServer
     from tpcli.types import Prompt
 
 ENGINE = "transformers"
+VLLM_ROWS = 256
+"""Responses asked for at a time: vLLM queues what does not fit into its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,10 @@ class Request:
         n: samples a question.
         limit: questions a benchmark.
         own_prompt: ask as the run's recipe does: its system message, template and examples.
-        rows: responses decoded at once; None is as many as memory has room for, up to 64.
+        rows: responses decoded at once; None is as many as memory has room for, up to 64, and 256
+            with vLLM, which queues what does not fit.
+        engine: what generates; "vllm-server" is the one at ``server``, which is given the weights.
+        tensor_parallel: GPUs that share one copy of the weights, engine "vllm".
         verifier: in place of the benchmark's own.
         regrade: grade what is stored again; generate nothing.
     """
@@ -64,6 +72,9 @@ class Request:
     own_prompt: bool = False
     rows: int | None = None
     dtype: DtypeName | None = None
+    engine: EngineName = "transformers"
+    server: str | None = None
+    tensor_parallel: int = 1
     verifier: str | None = None
     regrade: bool = False
 
@@ -145,6 +156,7 @@ class Policy:
         self._context = context_of(subject.weights, trust_remote_code=trust)
         self._dtype = request.dtype or _best_dtype()
         self._model: PreTrainedModel | None = None
+        self._vllm: tuple[VllmEngine | VllmServer, int] | None = None
         self.sampling = _sampling(subject, request)
         self.notes: list[str] = []
 
@@ -190,7 +202,7 @@ class Policy:
             "revision": loaded.revision,
             "questions": loaded.sha256,
             "policy": self._subject.digest,
-            "engine": ENGINE,
+            "engine": ENGINE if self._request.engine == "transformers" else "vllm",
             "dtype": self._dtype,
             "chat_template": every.template_hash,
             "asking": asdict(asking),
@@ -240,15 +252,21 @@ class Policy:
     def _generate(self, plan: _Plan) -> float:
         """Draw what is missing; seconds it took, the loading of the model apart."""
         plan.folder.begin(plan.loaded.items)
-        model = self._loaded()
         longest = max(len(prompt.tokens) for prompt in plan.prompts) + plan.sampling.max_tokens
-        rows = self._request.rows or _rows(model, longest)
+        engine: RolloutEngine
+        if self._request.engine == "transformers":
+            model = self._loaded()
+            rows = self._request.rows or _rows(model, longest)
+            engine = self._engine(model, rows)
+        else:
+            rows = self._request.rows or VLLM_ROWS
+            engine = self._vllm_engine(longest, rows)
         began = time.perf_counter()
         try:
             evaluate.generate(
                 plan.folder,
                 plan.prompts,
-                self._engine(model, rows),
+                engine,
                 self._tokenizer,
                 plan.sampling,
                 n=self._request.n,
@@ -270,6 +288,9 @@ class Policy:
         import torch
 
         self._model = None
+        if self._vllm is not None:
+            self._vllm[0].close()
+            self._vllm = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -283,6 +304,42 @@ class Policy:
             pad_id=pad_id(self._tokenizer),
             max_rows=rows,
         )
+
+    def _vllm_engine(self, longest: int, rows: int) -> VllmEngine | VllmServer:
+        """One for all benchmarks, made anew for longer responses than it has room for."""
+        from tpcli.policy.load import eos_ids_in
+        from tpcli.rollout.vllm import VllmEngine
+        from tpcli.rollout.vllm_server import VllmServer
+        from tpcli.rollout.vllm_transfer import PathTransfer
+        from tpcli.rollout.vllm_weights import saved
+
+        if self._vllm is not None and self._vllm[1] >= longest:
+            return self._vllm[0]
+        self.release()
+        weights, request = self._subject.weights, self._request
+        ends = eos_ids_in(weights, self._tokenizer)
+        self._observer.fetching("starting vLLM", 0, 0)
+        made: VllmEngine | VllmServer
+        if request.engine == "vllm":
+            made = VllmEngine(
+                weights,
+                eos_ids=ends,
+                max_len=longest,
+                max_rows=rows,
+                dtype=self._dtype,
+                seed=request.seed,
+                tensor_parallel=request.tensor_parallel,
+                memory=0.9,
+                cache_gb=None if self._dtype == "bfloat16" else 2.0,
+            )
+        else:
+            # The server may have been started on any weights of this shape.
+            with tempfile.TemporaryDirectory(prefix="tpcli-weights-") as folder:
+                transfer = PathTransfer(Path(folder), head=True)
+                made = VllmServer(request.server or "", eos_ids=ends, transfer=transfer)
+                made.load(saved(weights), version=1)
+        self._vllm = made, longest
+        return made
 
     def _loaded(self) -> PreTrainedModel:
         if self._model is None:

@@ -81,7 +81,21 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokeni
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a response: the tokenizer's and the generation config's."""
-    config = getattr(model, "generation_config", None)
+    return _ends(getattr(model, "generation_config", None), tokenizer)
+
+
+def eos_ids_in(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The same of a model that stays in its folder."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config: Any = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:  # as transformers does it: a model without one takes its config's
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return _ends(config, tokenizer)
+
+
+def _ends(config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     listed = getattr(config, "eos_token_id", None)
     ids = set(listed if isinstance(listed, list) else [listed]) | {tokenizer.eos_token_id}
     found = sorted(i for i in ids if isinstance(i, int))

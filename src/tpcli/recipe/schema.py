@@ -141,6 +141,26 @@ class Recipe(Section):
                 f"{follows[0]} follows the entropy, which track.tokens_every = "
                 f"{self.track.tokens_every} does not measure in every step; write tokens_every = 1"
             )
+        if self.rollout.ahead and self.loss.correction.kind == "none":
+            raise ValueError(
+                "rollout.ahead learns from responses of an older policy; weigh them with "
+                'loss.correction.kind = "truncate" or "mask"'
+            )
+        moved = [
+            key
+            for key in (
+                "rollout.temperature",
+                "rollout.top_p",
+                self.credit.magnitudes().get("expert_prefix", ""),
+            )
+            if isinstance(scalar := self.scalars().get(key), Schedule)
+            and scalar.curve == "adaptive"
+        ]
+        if self.rollout.ahead and moved:
+            raise ValueError(
+                f"{moved[0]} is adaptive, and rollout.ahead draws before the step is measured that "
+                "it would follow; give it another curve"
+            )
         if self.credit.k is not None and self.credit.k >= self.rollout.group_size:
             raise ValueError(
                 f"credit.k ({self.credit.k}) must be below rollout.group_size "

@@ -19,6 +19,7 @@ from tpcli.names import (
     EngineName,
     LrScheduleName,
     PrecisionName,
+    TransferName,
     VerifierName,
 )
 from tpcli.recipe.scalar import (
@@ -175,6 +176,40 @@ class DynamicSamplingSection(Section):
     """How often a step asks again at most; groups that are still without signal then stay."""
 
 
+class VllmSection(Section):
+    """[rollout.vllm]: the engines that keep weights of their own; docs/vllm.md."""
+
+    tolerance: Positive = 0.05
+    """Largest mean gap between the engine's and the trainer's log-probs of a known text, nats a
+    token, seen after every hand-over of weights; over it the run stops. In bf16 about 0.02 is the
+    rounding alone; in float32 0.0001 will do."""
+    tensor_parallel: PositiveInt = 1
+    """"vllm": processes that share one copy of the weights."""
+    memory: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """"vllm": share of the GPU's memory for weights, keys and values."""
+    cache_gb: Positive | None = None
+    """"vllm": gigabytes for keys and values instead; on a CPU better than a share of all memory."""
+    eager: bool = False
+    """"vllm": no compilation and no CUDA graphs: starts faster, runs slower."""
+    url: str | None = None
+    """"vllm-server": where `vllm serve` listens, as "http://host:8000"."""
+    timeout: Positive = 600.0
+    """"vllm-server": seconds that one request may take, its time in the queue included."""
+    connections: PositiveInt = 64
+    """"vllm-server": groups that are asked for at a time."""
+    transfer: TransferName = "path"
+    """"vllm-server": weights as a file in a folder that the server sees too, or from GPU to GPU."""
+    folder: str | None = None
+    """"vllm-server" with "path": that folder; None is "weights" in the run's own."""
+    head: bool = False
+    """"vllm-server" with "path": save the output matrix of tied weights as well, for a server on a
+    CPU, which is to be started on an untied copy."""
+    host: str | None = None
+    """"vllm-server" with "nccl": this machine, as the server reaches it."""
+    port: PositiveInt = 29_600
+    """"vllm-server" with "nccl": a free port of it."""
+
+
 class RolloutSection(Section):
     """[rollout]: how responses are sampled."""
 
@@ -196,6 +231,8 @@ class RolloutSection(Section):
     ahead: bool = False
     """Draw the responses of the next step while this one is learned from: by weights one update
     old, which [loss.correction] weighs. For an engine with devices of its own."""
+    vllm: VllmSection = VllmSection()
+    """Settings of the vLLM engines."""
     dynamic_sampling: DynamicSamplingSection | None = None
     """Ask further prompts in place of those whose responses teach nothing."""
 
@@ -203,6 +240,20 @@ class RolloutSection(Section):
     def _distribution_exists(self) -> Self:
         check_range("temperature", self.temperature, 0, above=True)
         check_range("top_p", self.top_p, 0, 1, above=True)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_is_complete(self) -> Self:
+        if self.engine == "vllm-server":
+            if self.vllm.url is None:
+                raise ValueError('engine = "vllm-server" needs vllm.url, where the server listens')
+            if self.vllm.transfer == "nccl" and self.vllm.host is None:
+                raise ValueError('vllm.transfer = "nccl" needs vllm.host, this machine\'s address')
+        if self.ahead and self.engine != "vllm-server":
+            raise ValueError(
+                'ahead = true needs engine = "vllm-server": other engines work on the same devices '
+                "as the update"
+            )
         return self
 
 

@@ -84,6 +84,10 @@ class OwnWeights(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Make room on the device until the next ``load`` or ``sample``, where it shares one."""
+        ...
+
     def close(self) -> None:
         """Give back what the engine holds. It cannot be used afterwards."""
         ...

@@ -6,11 +6,10 @@ waiting prompts enter as soon as enough slots are free: the batch stays full whi
 Letters: P prompts, G responses a prompt, A rows of a forward pass, W columns of it, V vocabulary.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from os.path import commonprefix
 
 import torch
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 from tpcli.rollout.draw import inverse_cdf
 from tpcli.rollout.engine import Finished, Progress
 from tpcli.rollout.slots import Slots
+from tpcli.rollout.streams import streams
 from tpcli.types import Prompt, Rollout
 
 ENTER_FROM = 0.25
@@ -71,7 +71,7 @@ class TransformersEngine:
             [_Response(i, g, len(prompts[i].tokens), limit) for g, limit in enumerate(limit_G)]
             for i, limit_G in enumerate(limit_PG)
         ]
-        streams = _streams(seed, prompts)
+        seeds = streams(seed, prompts)
         draw = partial(inverse_cdf, temperature=temperature, top_p=top_p, top_k=top_k)
         waiting = self._queue(groups)
         batch = _Batch(self._model, prompts, groups, max_rows=self._max_rows, pad_id=self._pad_id)
@@ -80,7 +80,7 @@ class TransformersEngine:
         while any(missing):
             if parts := self._entering(waiting, running=len(batch.rows)):
                 for part in parts:
-                    uniform_GL = _uniforms(streams[part[0].prompt], group_size, max_new_tokens)
+                    uniform_GL = _uniforms(seeds[part[0].prompt], group_size, max_new_tokens)
                     for response in part:
                         response.uniforms = uniform_GL[response.number].tolist()
                 batch.enter(parts, draw)
@@ -123,20 +123,6 @@ class TransformersEngine:
             parts.append(waiting.popleft())
             free -= len(parts[-1])
         return parts
-
-
-def _streams(seed: int, prompts: Sequence[Prompt]) -> list[int]:
-    """A seed a prompt: of the question, and of how often it was asked before in this call.
-
-    So a prompt draws the same numbers in any order and batch.
-    """
-    asked: Counter[str] = Counter()
-    streams = []
-    for prompt in prompts:
-        name = f"{seed}\0{prompt.question.id}\0{asked[prompt.question.id]}"
-        streams.append(int.from_bytes(sha256(name.encode()).digest()[:7]))
-        asked[prompt.question.id] += 1
-    return streams
 
 
 def _uniforms(stream: int, rows: int, length: int) -> Tensor:

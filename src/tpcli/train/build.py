@@ -15,16 +15,16 @@ from tpcli.data.prompts import PromptSet, build_prompts
 from tpcli.data.questions import data_hash, load_questions, split
 from tpcli.errors import UsageError
 from tpcli.optim.adamw import adamw
-from tpcli.policy.load import eos_ids, load_model
-from tpcli.policy.load import pad_id as filler
+from tpcli.policy.load import load_model
 from tpcli.policy.model import Policy
 from tpcli.policy.source import resolve
 from tpcli.policy.store import Report, cache_dir, once, save_model
 from tpcli.recipe.scalar import Scalar, bounds
 from tpcli.recipe.schema import Recipe
 from tpcli.reward.verify import Grader
-from tpcli.rollout.transformers import TransformersEngine
+from tpcli.rollout.vllm_version import check_vllm
 from tpcli.train.collect import Asking
+from tpcli.train.engines import engine_of
 from tpcli.train.evaluate import HeldOut
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Parts, Settings
@@ -64,6 +64,8 @@ def build(
     recipe: Recipe, accelerator: Accelerator, journal: Journal, grader: Grader
 ) -> tuple[Parts, Data]:
     """Load, warm up and wire everything a run needs."""
+    if recipe.rollout.engine == "vllm":
+        check_vllm()
     with journal.phase("weights", 0):
         folder = weights(recipe, lambda what, done, total: journal.advance(done, total, what))
         model, tokenizer = load_model(
@@ -75,23 +77,26 @@ def build(
         data = build_data(recipe, tokenizer, grader)
     asking = _asking(recipe, data, tokenizer)
     _check_context(recipe, model, data, asking)
-    pad_id = filler(tokenizer)
     if recipe.warmup is not None:
         with journal.phase("warmup", 0):
             model.to(accelerator.device)
-            model = _warmed_up(recipe, model, tokenizer, data, folder, journal)
+            folder = _warmed_up(recipe, model, tokenizer, data, folder, journal)
+            # Read back also when just made: every run starts from the same bytes.
+            model, _ = load_model(
+                folder,
+                dtype=recipe.model.dtype,
+                trust_remote_code=recipe.model.trust_remote_code,
+            )
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
     _check_attention(recipe, accelerator)
     learner = _learner(recipe, accelerator, model)
-    engine = TransformersEngine(
-        model,
-        eos_ids=eos_ids(model, tokenizer),
-        pad_id=pad_id,
-        max_rows=recipe.rollout.max_rows,
-    )
+    with journal.phase("engine", 0):
+        engine, sync = engine_of(
+            recipe, accelerator, model, tokenizer, learner.policy, asking, folder, journal.folder
+        )
     parts = Parts(
         accelerator=accelerator,
         model=model,
@@ -102,6 +107,7 @@ def build(
         asking=asking,
         tempo=Tempo(rules(recipe)),
         held_out=_held_out(recipe, data),
+        sync=sync,
     )
     return parts, data
 
@@ -213,7 +219,7 @@ def _warmed_up(
     data: Data,
     folder: Path,
     journal: Journal,
-) -> PreTrainedModel:
+) -> Path:
     warmup = recipe.warmup
     assert warmup is not None
 
@@ -237,15 +243,11 @@ def _warmed_up(
         [recipe.train.micro_batch_tokens, recipe.train.head_chunk],
         [folder.name, model.device.type],
     )
-    ready = once(
+    return once(
         cache_dir() / "warmups" / key,
         make,
         report=lambda what, done, total: journal.advance(done, total, what),
     )
-    # Read back also when just made: every run starts from the same bytes.
-    return load_model(
-        ready, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code
-    )[0]
 
 
 def _learner(recipe: Recipe, accelerator: Accelerator, model: PreTrainedModel) -> Learner:

@@ -26,6 +26,11 @@ class Journal:
         self._written = 0.0
         self._clock: dict[str, float] = {}
 
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self._run_dir
+
     def enter(self, phase: str, step: int, note: str = "") -> None:
         """A new phase begins."""
         self._phase = {

@@ -136,6 +136,8 @@ class Loop:
         knobs = self._set.knobs(step, tempo.shares)
         collected, staleness = self._collected(step, knobs)
         batch = self._collate(step, collected, knobs.penalty)
+        if self._parts.sync and not self._set.ahead:
+            self._parts.sync.sleep()
         with self._journal.phase("update", step):
             learned = self._parts.learner.update(batch, knobs, measure_all=self._whole(step))
         total = tally(batch, collected, learned).over(self._parts.accelerator)

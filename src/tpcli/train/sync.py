@@ -108,6 +108,14 @@ class Sync:
                 )
         return found
 
+    def sleep(self) -> None:
+        """No response is drawn for a while."""
+        self._engine.sleep()
+
+    def close(self) -> None:
+        """The engine is of no more use."""
+        self._engine.close()
+
     @torch.no_grad()
     def _ours(self) -> Tensor:
         tokens, first = self._tokens, self._first

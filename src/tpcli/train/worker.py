@@ -61,7 +61,11 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
             if accelerator.is_main_process:
                 _remember(run_dir, {"data": data.facts, "compute": device_facts(accelerator)})
             done = _resume(run_dir, recipe.horizon, parts, new_horizon)
-            Loop(run_dir, parts, settings(recipe), journal).run(done)
+            try:
+                Loop(run_dir, parts, settings(recipe), journal).run(done)
+            finally:
+                if parts.sync:
+                    parts.sync.close()
         accelerator.end_training()
         return errors.OK
     except TpcliError as error:
