@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcli.rollout.engine import RolloutEngine
-from tpcli.rollout.transformers import TransformersEngine, _streams, _uniforms
+from tpcli.rollout.streams import streams
+from tpcli.rollout.transformers import TransformersEngine, _uniforms
 from tpcli.types import Prompt, Rollout
 
 PROMPTS = [prompt_of([5, 9, 3], "p"), prompt_of([7], "q"), prompt_of([2, 4, 8, 11, 30], "r")]
@@ -193,7 +194,7 @@ def test_every_response_is_that_of_a_plain_loop(prompts: list[Prompt], max_rows:
     lengths = torch.randint(1, 12, (len(prompts), 3), generator=generator).tolist()
     engine = Forced(model, lengths, max_rows)
     groups = engine.sample(prompts, group_size=3, seed=5, temperature=1.2, max_new_tokens=11)
-    for i, stream in enumerate(_streams(5, prompts)):
+    for i, stream in enumerate(streams(5, prompts)):
         uniforms = _uniforms(stream, 3, 11).tolist()
         for rollout, uniform_L, length in zip(groups[i], uniforms, lengths[i], strict=True):
             tokens, logprobs = plain(model, prompts[i], uniform_L, length)

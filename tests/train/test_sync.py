@@ -41,9 +41,10 @@ class Copy:
 
     @torch.no_grad()
     def score(self, tokens: Sequence[int], *, first: int, temperature: float) -> Tensor:
-        logits = self.model(input_ids=torch.tensor([tokens])).logits[0, first - 1 : -1]
+        logits: Tensor = self.model(input_ids=torch.tensor([tokens])).logits[0, first - 1 : -1]
         log_p = (logits / temperature).log_softmax(-1)
-        return log_p.gather(1, torch.tensor(tokens[first:])[:, None])[:, 0] + self.noise
+        index = torch.tensor(tokens[first:])[:, None]
+        return log_p.gather(1, index)[:, 0] + self.noise
 
     def sleep(self) -> None:
         self.asleep += 1

@@ -191,9 +191,7 @@ def _policy(path: Path, recipe: Recipe, bins: int) -> Policy:
     from tpcli.policy.load import load_model
     from tpcli.policy.model import Policy
 
-    model, _ = load_model(
-        path, dtype="float32", trust_remote_code=recipe.model.trust_remote_code
-    )
+    model, _ = load_model(path, dtype="float32", trust_remote_code=recipe.model.trust_remote_code)
     check_memory(model.num_parameters(), bins, psutil.virtual_memory().available)
     policy = Policy(model, head_chunk=recipe.train.head_chunk)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
