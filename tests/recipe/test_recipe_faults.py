@@ -240,8 +240,8 @@ deadline = 0
 > 8: reward.deadline: 0 is not a number above 0
 
 [rollout]
-engine = "vllm"
-> 8: rollout.engine: "vllm" is not "transformers"
+engine = "sglang"
+> 8: rollout.engine: "sglang" is not one of "transformers", "vllm", "vllm-server"
 
 == a number or a table
 

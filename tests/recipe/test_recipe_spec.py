@@ -77,7 +77,7 @@ def test_tables_are_those_of_the_models() -> None:
         (("credit", "schedule", "points", 3, 1), "a number"),
         (("credit", "forking_tokens", "magnitude"), "a number or a table or false"),
         (("launch", "mixed_precision"), 'one of "no", "bf16"'),
-        (("rollout", "engine"), '"transformers"'),
+        (("rollout", "engine"), 'one of "transformers", "vllm", "vllm-server"'),
     ],
 )
 def test_describe(path: KeyPath, words: str) -> None:
