@@ -170,3 +170,16 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
         assert not model.training
     assert calls == [1, 2, 2, 3]
     torch.testing.assert_close(*gradients)
+
+
+def test_sums_over_the_vocabulary_stay_in_single_precision_under_autocast() -> None:
+    """Products in bfloat16, softmax and sums not: entropy and KL are not rounded to eight bits."""
+    generator = torch.Generator().manual_seed(0)
+    h, w, g, u = (torch.randn(n, 64, generator=generator) for n in (50, 700, 50, 700))
+    target_K = torch.randint(700, (50,), generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, entropy_K, kl_K, _ = measure(h, w, target_K, reference=Reference(g, u))
+    half, other = ((x.bfloat16() @ y.bfloat16().T).float() for x, y in ((h, w), (g, u)))
+    p, log_p, log_q = half.softmax(-1), half.log_softmax(-1), other.log_softmax(-1)
+    torch.testing.assert_close(entropy_K, -(p * log_p).sum(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kl_K, (p * (log_p - log_q)).sum(-1), rtol=1e-5, atol=1e-5)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tpcli.rollout.vllm_server import VllmServer
     from tpcli.types import Prompt
 
-ENGINE = "transformers"
 VLLM_ROWS = 256
 """Responses asked for at a time: vLLM queues what does not fit into its cache."""
 
@@ -202,8 +201,9 @@ class Policy:
             "revision": loaded.revision,
             "questions": loaded.sha256,
             "policy": self._subject.digest,
-            "engine": ENGINE if self._request.engine == "transformers" else "vllm",
-            "dtype": self._dtype,
+            "engine": self._request.engine,
+            # A server computes in a type of its own.
+            "dtype": self._dtype if self._request.server is None else "server",
             "chat_template": every.template_hash,
             "asking": asdict(asking),
             "sampling": asdict(sampling),
@@ -307,6 +307,8 @@ class Policy:
 
     def _vllm_engine(self, longest: int, rows: int) -> VllmEngine | VllmServer:
         """One for all benchmarks, made anew for longer responses than it has room for."""
+        import torch
+
         from tpcli.policy.load import eos_ids_in
         from tpcli.rollout.vllm import VllmEngine
         from tpcli.rollout.vllm_server import VllmServer
@@ -330,7 +332,8 @@ class Policy:
                 seed=request.seed,
                 tensor_parallel=request.tensor_parallel,
                 memory=0.9,
-                cache_gb=None if self._dtype == "bfloat16" else 2.0,
+                cache_gb=None if torch.cuda.is_available() else 2.0,
+                trust_remote_code=self._subject.trust_remote_code,
             )
         else:
             # The server may have been started on any weights of this shape.

@@ -205,6 +205,8 @@ def _attention(
         )
         return out[0], None
     layout.calls += 1
+    # Under autocast the rotary embedding leaves float32 behind; value has the projections' type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     query_MHE, key_JE, value_JE = (x[0].transpose(0, 1) for x in (query, key, value))
     layer: Any = module.layer_idx
     if layout.kept is not None:
@@ -251,7 +253,8 @@ def _attend(
         is_causal=bias is None,
         scale=scale,
     )
-    return out_SHqE.view(segments, heads, queries, width).transpose(1, 2)
+    # Not view: kernels for CUDA lay the result out in another order.
+    return out_SHqE.reshape(segments, heads, queries, width).transpose(1, 2)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

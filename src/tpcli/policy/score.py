@@ -212,19 +212,21 @@ def _measure(
     dtype = _matmul_dtype(hidden_KD)
     head_VD = weight_VD.to(dtype)
     out_4K = torch.zeros(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
-    for here in _chunks(len(target_K), chunk):
-        log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
-        target_c1 = target_K[here, None]
-        out_4K[0, here] = log_p_cV.gather(1, target_c1)[:, 0]
-        p_cV = log_p_cV.exp()
-        out_4K[1, here] = -torch.linalg.vecdot(p_cV, log_p_cV)
-        if reference:
-            ref_cD, ref_VD = reference.hidden_KD[here].to(dtype), reference.weight_VD.to(dtype)
-            log_q_cV = _log_softmax(ref_cD, ref_VD, temperature)
-            out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
-            out_4K[2, here] = torch.linalg.vecdot(p_cV, log_p_cV.sub_(log_q_cV))
-        if visit:
-            visit(here, p_cV)
+    # Autocast would take the sums in half precision.
+    with torch.autocast(hidden_KD.device.type, enabled=False):
+        for here in _chunks(len(target_K), chunk):
+            log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
+            target_c1 = target_K[here, None]
+            out_4K[0, here] = log_p_cV.gather(1, target_c1)[:, 0]
+            p_cV = log_p_cV.exp()
+            out_4K[1, here] = -torch.linalg.vecdot(p_cV, log_p_cV)
+            if reference:
+                ref_cD, ref_VD = reference.hidden_KD[here].to(dtype), reference.weight_VD.to(dtype)
+                log_q_cV = _log_softmax(ref_cD, ref_VD, temperature)
+                out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
+                out_4K[2, here] = torch.linalg.vecdot(p_cV, log_p_cV.sub_(log_q_cV))
+            if visit:
+                visit(here, p_cV)
     return out_4K
 
 

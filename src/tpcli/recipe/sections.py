@@ -183,8 +183,6 @@ class VllmSection(Section):
     """Largest mean gap between the engine's and the trainer's log-probs of a known text, nats a
     token, seen after every hand-over of weights; over it the run stops. In bf16 about 0.02 is the
     rounding alone; in float32 0.0001 will do."""
-    tensor_parallel: PositiveInt = 1
-    """"vllm": processes that share one copy of the weights."""
     memory: Annotated[float, Field(gt=0, le=1)] = 0.4
     """"vllm": share of the GPU's memory for weights, keys and values."""
     cache_gb: Positive | None = None

@@ -57,6 +57,7 @@ class VllmEngine:
         memory: float = 0.4,
         cache_gb: float | None = None,
         eager: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         """Load ``folder``.
 
@@ -70,6 +71,7 @@ class VllmEngine:
             memory: share of the device's memory for weights, keys and values.
             cache_gb: gigabytes for keys and values instead; on a CPU, where ``memory`` is a share
                 of all main memory, usually the better choice.
+            trust_remote_code: run Python code that ships with the model.
             eager: do without compilation and CUDA graphs: starts faster, runs slower.
 
         Raises:
@@ -90,11 +92,15 @@ class VllmEngine:
             from vllm.platforms import current_platform
 
             self._can_sleep = bool(current_platform.is_cuda_alike())
-            self._untied = bool(current_platform.is_cpu()) and is_tied(folder)
+            self._untied = bool(current_platform.is_cpu()) and is_tied(
+                folder, trust_remote_code=trust_remote_code
+            )
             apart = {"hf_overrides": {"tie_word_embeddings": False}, "load_format": "dummy"}
-            several = tensor_parallel > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
+            # Without a launcher vLLM starts the other processes of a tensor-parallel group itself.
+            several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             self._llm: Any = LLM(
                 model=str(folder),
+                trust_remote_code=trust_remote_code,
                 skip_tokenizer_init=True,
                 generation_config="vllm",
                 dtype=dtype,

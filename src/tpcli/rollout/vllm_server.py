@@ -64,6 +64,7 @@ class VllmServer:
         self._eos = tuple(eos_ids)
         self._transfer = transfer
         self._connections = connections
+        self._drawing: set[Calls] = set()  # in any thread
         self._version, self._loaded = 0, False
         try:
             model = self._ask(self._calls.get, "/v1/models")["data"][0]
@@ -153,12 +154,15 @@ class VllmServer:
     def close(self) -> None:
         """See ``OwnWeights``. The server itself goes on."""
         self._calls.cut()
+        for calls in tuple(self._drawing):
+            calls.cut()
 
     def _answers(self, asked: Mapping[int, vllm_requests.Request], path: str) -> Answers:
         """Each answer as it arrives; what is left is broken off when closed early."""
         build = vllm_requests.generate_body if path == GENERATE else vllm_requests.completions_body
         oldest = self._version
         calls = Calls(self._calls.url, self._calls.timeout)
+        self._drawing.add(calls)
         pool = ThreadPoolExecutor(max(1, min(self._connections, len(asked))))
         try:
             pending = {
@@ -171,6 +175,7 @@ class VllmServer:
                 yield pending[future], answer
         finally:
             calls.cut()
+            self._drawing.discard(calls)
             pool.shutdown(cancel_futures=True)
 
     def _check_versions(self, answer: Any, oldest: int) -> None:

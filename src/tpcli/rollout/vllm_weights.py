@@ -35,8 +35,9 @@ def saved(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def is_tied(folder: Path) -> bool:
+def is_tied(folder: Path, *, trust_remote_code: bool = False) -> bool:
     """Whether the model's output matrix is its embedding."""
     from transformers import AutoConfig
 
-    return bool(AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return bool(config.get_text_config().tie_word_embeddings)

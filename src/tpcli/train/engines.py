@@ -51,10 +51,10 @@ def engine_of(
             max_rows=recipe.rollout.max_rows,
             dtype="bfloat16" if accelerator.mixed_precision == "bf16" else recipe.model.dtype,
             seed=recipe.train.seed,
-            tensor_parallel=section.tensor_parallel,
             memory=section.memory,
             cache_gb=section.cache_gb,
             eager=section.eager,
+            trust_remote_code=recipe.model.trust_remote_code,
         )
     else:
         engine = VllmServer(

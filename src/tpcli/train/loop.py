@@ -110,6 +110,13 @@ class Loop:
         The metrics of a step are on the disk before its checkpoint is: what a resumed run cuts
         back is never more than what it does again.
         """
+        try:
+            self._run(done)
+        finally:
+            # What is being drawn ahead is of no use to anybody.
+            self._beside.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, done: int) -> None:
         self._journal.cut_back(done if done else -1)  # without a checkpoint, step 0 is redone
         if self._parts.sync:  # the engine began with the weights of step 0, as they are stored
             with self._journal.phase("sync", done):
@@ -126,7 +133,6 @@ class Loop:
                 with self._journal.phase("checkpoint", step):
                     self._save(step)
             if stop:
-                self._beside.shutdown(cancel_futures=True)
                 self._journal.enter("stopped", step)
                 return
         self._journal.enter("done", self._set.steps)

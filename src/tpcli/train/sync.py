@@ -78,6 +78,8 @@ class Sync:
         Raises:
             RunFailedError: the engine's scores are not the trainer's, or did not change with them.
         """
+        if self._shared:  # nobody may still be drawing when the weights change
+            self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process or not self._shared:
             self._engine.load(self._model.named_parameters(), version=version)
         self._accelerator.wait_for_everyone()
