@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,26 @@ def test_a_failure_does_not_wait_for_the_other_requests(fake: FakeServer, tmp_pa
     with pytest.raises(RunFailedError, match="answered 500"):
         sample(client)
     assert time.monotonic() - began < 3
+
+
+def test_closing_ends_what_another_thread_draws(fake: FakeServer, tmp_path: Path) -> None:
+    """So that a run that failed does not wait for the responses of the next step."""
+    asked, release = threading.Event(), threading.Event()
+
+    def reply(body: dict[str, Any]) -> Any:
+        asked.set()
+        release.wait(15)
+        return {}
+
+    client = client_of(fake, tmp_path)
+    fake.replies[GENERATE] = reply
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(sample, client)
+        assert asked.wait(10)
+        client.close()
+        with pytest.raises(RunFailedError):
+            drawing.result(timeout=5)
+        release.set()
 
 
 def test_a_transfer_that_never_ends_is_given_up() -> None:
