@@ -164,6 +164,8 @@ def test_an_interruption_stops_the_server_too(client: VllmServer) -> None:
     """Ctrl-C while thousands of tokens are under way: nobody waits for them, the server neither."""
     main = threading.main_thread().ident
     assert main is not None
+    # Ctrl-C is ignored in what a script starts in the background, tests included.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
     began = time.perf_counter()
     client._eos = (299,)  # a token that hardly ever comes
