@@ -332,7 +332,8 @@ class Policy:
                 seed=request.seed,
                 tensor_parallel=request.tensor_parallel,
                 memory=0.9,
-                # On a CPU a share of all memory is too much, and compiling costs more than it saves.
+                # On a CPU a share of all memory is too much, and compiling costs more than it
+                # saves.
                 cache_gb=None if torch.cuda.is_available() else 2.0,
                 eager=not torch.cuda.is_available(),
                 trust_remote_code=self._subject.trust_remote_code,
