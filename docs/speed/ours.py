@@ -22,6 +22,7 @@ from work import Answer, Setup, Timing, Work, recipe_of
 
 from tpcli.credit.advantage import advantages
 from tpcli.optim.adamw import adamw
+from tpcli.policy import heap
 from tpcli.policy.load import pad_id
 from tpcli.policy.model import Policy
 from tpcli.recipe.schema import Recipe
@@ -54,6 +55,7 @@ def parts_of(recipe: Recipe) -> Parts:
     """What ``tpcli train`` makes of a recipe on a CPU; nothing is written."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # as the training process does
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    heap.settle()
     with tempfile.TemporaryDirectory() as folder, grader_of(recipe) as grader:
         journal = Journal(Path(folder), steps=1, writes=False)
         return build(recipe, Accelerator(cpu=True), journal, grader)[0]

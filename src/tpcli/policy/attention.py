@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -31,6 +32,9 @@ SMALL = 1 << 20
 """Query-key pairs that are computed in one call whatever the padding: the call itself costs."""
 SLACK = 1.3
 """Otherwise a bundle may be so many times larger than what it holds."""
+CHEAP = 512
+"""Keys a query, padding counted, up to which attention is computed again in the backward pass: the
+padded copies then take more memory than the line itself, and next to nothing to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class Layout:
         self.calls = 0
         earlier = before.tokens if before else 0
         self._bundles = [_bundle(part, earlier) for part in _parts(self.segments)]
+        pairs = sum(b.query_Sq.numel() * b.key_Sk.shape[1] for b in self._bundles)
+        self._cheap = pairs <= CHEAP * self.tokens
         self._place_M = _places(self.segments, self._bundles)
         self._spans = _Spans.of(self.segments, earlier)
 
@@ -106,6 +112,21 @@ class Layout:
 
     def padded(self, query_MHE: Tensor, key_JE: Tensor, value_JE: Tensor, scale: float) -> Tensor:
         """Attention bundle by bundle, [M, H, E]: torch's scaled dot product on padded segments."""
+        if not (self._cheap and torch.is_grad_enabled()):
+            return self._padded(query_MHE, key_JE, value_JE, scale)
+        again: Any = checkpoint(
+            self._padded,
+            query_MHE,
+            key_JE,
+            value_JE,
+            scale,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        attended_MHE: Tensor = again
+        return attended_MHE
+
+    def _padded(self, query_MHE: Tensor, key_JE: Tensor, value_JE: Tensor, scale: float) -> Tensor:
         out = [
             _attend(query_MHE, key_JE, value_JE, bundle, scale).flatten(0, 1)
             for bundle in self._bundles

@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 
 from tpcli.errors import UsageError
 from tpcli.names import AttentionName
+from tpcli.policy import heap
 from tpcli.policy.attention import attend_by_segments, check_used
+from tpcli.policy.lean import keep_less
 from tpcli.policy.pack import Line, Packed
 from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
 
@@ -61,6 +63,12 @@ class Policy(nn.Module):
         self._attention = attention
         _check_plain_head(model)
         attend_by_segments(model)
+        keep_less(model)
+
+    @property
+    def _tied(self) -> bool:
+        """Whether head and input embedding are one weight."""
+        return self.head_VD is self.model.get_input_embeddings().weight
 
     @property
     def head_VD(self) -> Tensor:
@@ -94,6 +102,8 @@ class Policy(nn.Module):
             with torch.no_grad():
                 ref_MD = reference.hidden(packed)
         hidden_MD = self.hidden(packed)
+        if hidden_MD.device.type == "cpu":
+            heap.trim()  # the body's holes, before the head's large tensors
         if push_bT is not None:
             return self._push(
                 packed, hidden_MD, chosen_bT, push_bT, temperature, measured_bT, reference, ref_MD
@@ -136,6 +146,7 @@ class Policy(nn.Module):
             temperature=temperature,
             chunk=self.head_chunk,
             reference=_reference(reference, ref_MD, predictor_K),
+            at_once=self._tied,
         )
         chosen = len(packed.predictor_bT[chosen_bT])
         spread = [

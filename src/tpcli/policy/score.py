@@ -109,6 +109,7 @@ class _PushedLogprob(torch.autograd.Function):
         temperature: float,
         chunk: int,
         reference: Reference | None,
+        at_once: bool,
     ) -> tuple[Tensor, ...]:
         dtype = _matmul_dtype(hidden_KD)
         head_VD = weight_VD.to(dtype)
@@ -135,6 +136,7 @@ class _PushedLogprob(torch.autograd.Function):
             hidden_KD, weight_VD, target_K, temperature, chunk, reference=reference, visit=push
         )
         ctx.save_for_backward(grad_hidden_KD, grad_weight_VD)
+        ctx.weight = weight_VD if at_once else None
         ctx.weight_dtype = weight_VD.dtype
         logprob_K, entropy_K, kl_K, ref_logprob_K = found_4K
         total = (push_k * logprob_K[: len(push_k)]).sum()
@@ -145,7 +147,11 @@ class _PushedLogprob(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a second copy of the head's gradient would be the largest tensor there is.
         grad_hidden_KD, grad_weight_VD = (saved.mul_(grads[0]) for saved in ctx.saved_tensors)
-        return (grad_hidden_KD, grad_weight_VD.to(ctx.weight_dtype), None, None, None, None, None)
+        grad: Tensor | None = grad_weight_VD.to(ctx.weight_dtype)
+        if ctx.weight is not None:
+            ctx.weight.grad = grad if ctx.weight.grad is None else ctx.weight.grad.add_(grad)
+            grad = None
+        return (grad_hidden_KD, grad, None, None, None, None, None, None)
 
 
 def push_logprobs(
@@ -157,6 +163,7 @@ def push_logprobs(
     temperature: float = 1.0,
     chunk: int = 256,
     reference: Reference | None = None,
+    at_once: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Measure K tokens and learn from the first k of them, in one pass over the vocabulary.
 
@@ -165,12 +172,15 @@ def push_logprobs(
 
     Args:
         push_k: d loss / d logprob of the first k tokens, a constant.
+        at_once: add the head's gradient to ``weight_VD.grad`` as soon as it is known; autograd
+            would hold it until a tied weight's other part arrives. For tied weights and
+            ``backward()`` alone: of an untied one, hooks (as of DDP) would never hear.
 
     Returns:
         (sum push logprob, differentiable; logprob_K, entropy_K, kl_K, ref_logprob_K, constants).
     """
     found = _PushedLogprob.apply(  # type: ignore[no-untyped-call]
-        hidden_KD, weight_VD, target_K, push_k, temperature, chunk, reference
+        hidden_KD, weight_VD, target_K, push_k, temperature, chunk, reference, at_once
     )
     total, logprob_K, entropy_K, kl_K, ref_logprob_K = found
     return total, logprob_K, entropy_K, kl_K, ref_logprob_K

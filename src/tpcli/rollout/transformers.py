@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tpcli.rollout.draw import inverse_cdf
 from tpcli.rollout.engine import Finished, Progress
+from tpcli.rollout.prepacked import prepacked
 from tpcli.rollout.slots import Slots
 from tpcli.rollout.streams import streams
 from tpcli.types import Prompt, Rollout
@@ -77,24 +78,25 @@ class TransformersEngine:
         batch = _Batch(self._model, prompts, groups, max_rows=self._max_rows, pad_id=self._pad_id)
         answers: list[list[Rollout]] = [[] for _ in prompts]
         missing, total = [group_size] * len(prompts), len(prompts) * group_size
-        while any(missing):
-            if parts := self._entering(waiting, running=len(batch.rows)):
-                for part in parts:
-                    uniform_GL = _uniforms(seeds[part[0].prompt], group_size, max_new_tokens)
-                    for response in part:
-                        response.uniforms = uniform_GL[response.number].tolist()
-                batch.enter(parts, draw)
-            else:
-                batch.step(draw)
-            for response in batch.leave(self._eos):
-                i = response.prompt
-                missing[i] -= 1
-                if missing[i] == 0:
-                    answers[i] = [r.rollout(self._eos) for r in groups[i]]
-                    if finished:
-                        finished(i, answers[i])
-            if progress:
-                progress(total - sum(missing), total)
+        with prepacked(self._model):
+            while any(missing):
+                if parts := self._entering(waiting, running=len(batch.rows)):
+                    for part in parts:
+                        uniform_GL = _uniforms(seeds[part[0].prompt], group_size, max_new_tokens)
+                        for response in part:
+                            response.uniforms = uniform_GL[response.number].tolist()
+                    batch.enter(parts, draw)
+                else:
+                    batch.step(draw)
+                for response in batch.leave(self._eos):
+                    i = response.prompt
+                    missing[i] -= 1
+                    if missing[i] == 0:
+                        answers[i] = [r.rollout(self._eos) for r in groups[i]]
+                        if finished:
+                            finished(i, answers[i])
+                if progress:
+                    progress(total - sum(missing), total)
         return answers
 
     def _limits(self, prompts: Sequence[Prompt], group_size: int, max_new_tokens: int) -> Tensor:

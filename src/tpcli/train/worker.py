@@ -21,6 +21,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from tpcli import errors
 from tpcli.errors import TpcliError, UsageError
+from tpcli.policy import heap
 from tpcli.recipe.load import load_recipe
 from tpcli.registry.folder import FAILURE, PROVENANCE, RESOLVED, RUN, read_json, write_json_atomic
 from tpcli.train import checkpoint
@@ -55,6 +56,7 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
         if accelerator.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            heap.settle()
         journal = Journal(run_dir, steps=recipe.train.steps, writes=accelerator.is_main_process)
         with grader_of(recipe, _folders(run_dir)) as grader:
             parts, data = build(recipe, accelerator, journal, grader)

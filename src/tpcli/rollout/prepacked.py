@@ -1,0 +1,63 @@
+"""Linear layers on a CPU whose weights are laid out once for many small products.
+
+Decoding multiplies a few rows with every weight, over and over. torch gives float32 products to
+MKL, which takes each weight as it stands; oneDNN, which torch carries as well, multiplies several
+times faster from a layout of its own, and laying out costs about as much as a few steps.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def prepacked(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's linear layers multiply from copies of their weights as they are now.
+
+    The copies take as much memory as the weights do. Layers of other types than float32, with a
+    forward of their own or not on a CPU stay as they are, and so does everything under autocast or
+    where torch came without oneDNN's operators. No gradient flows through a copy.
+    """
+    layers = [layer for layer in model.modules() if _available() and _fits(layer)]
+    for layer in layers:
+        layer.forward = _forward(layer)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _available() -> bool:
+    """The operators are those that Inductor writes into a model whose weights are frozen."""
+    operators: Any = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(operators, "_reorder_linear_weight")
+        and hasattr(operators, "_linear_pointwise")
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _fits(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    return (
+        type(layer) is nn.Linear
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.float32
+        and "forward" not in vars(layer)
+    )
+
+
+def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    operators: Any = torch.ops.mkldnn
+    packed = operators._reorder_linear_weight(layer.weight.detach())
+    return partial(_product, operators._linear_pointwise, packed, layer.bias)
+
+
+def _product(operator: Any, packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    out: Tensor = operator(x, packed, bias, "none", [], "")
+    return out
