@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tpcli.errors import UsageError
+from tpcli.policy import attention
 from tpcli.policy.model import Policy
 from tpcli.policy.pack import pack, plan_rows
-from tpcli.policy.score import Reference, logprob_and_entropy, measure
+from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
 from tpcli.types import TokenBatch
 
 TEMPERATURE = 1.3
@@ -183,3 +184,64 @@ def test_sums_over_the_vocabulary_stay_in_single_precision_under_autocast() -> N
     p, log_p, log_q = half.softmax(-1), half.log_softmax(-1), other.log_softmax(-1)
     torch.testing.assert_close(entropy_K, -(p * log_p).sum(-1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(kl_K, (p * (log_p - log_q)).sum(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.3])
+def test_a_tied_heads_gradient_is_added_at_once(scale: float) -> None:
+    """The same sum as when autograd adds it up, on top of what was there."""
+    found = []
+    for at_once in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        weight_VD = torch.randn(11, 5, generator=generator, requires_grad=True)
+        weight_VD.grad = torch.ones(11, 5)
+        target_K = torch.randint(11, (7,), generator=generator)
+        push_k = torch.randn(7, generator=generator)
+        for _ in range(2):
+            total, *_ = push_logprobs(
+                weight_VD[target_K] * 2, weight_VD, target_K, push_k, chunk=3, at_once=at_once
+            )
+            (total * scale).backward()  # type: ignore[no-untyped-call]
+        found.append(weight_VD.grad)
+    torch.testing.assert_close(*found)
+    assert not torch.equal(found[0], torch.ones(11, 5))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_a_tied_head_is_added_at_once(tied: bool) -> None:
+    """DDP must hear of an untied head through autograd, or it waits for it."""
+    model = tiny_llama(tied=tied)
+    policy, batch = Policy(model), random_batch([5, 3], [4], group_size=2)
+    ((row,),) = plan_rows(batch, range(2), budget=100)
+    packed = pack([row], batch)
+    heard: list[str] = []
+    head: Any = policy.head_VD
+    head.register_hook(lambda grad: heard.append("head"))
+    embedding = model.get_input_embeddings().weight
+    result = policy(packed, packed.mask_bT, push_bT=torch.ones_like(packed.mask_bT).float())
+    result.surrogate.backward()
+    assert heard == ["head"]
+    assert head.grad.any()
+    assert (embedding is head) == tied
+
+
+def test_attention_that_is_computed_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch([5, 3, 9], [4], group_size=3)
+    gradients, calls = [], []
+    for cheap in (0, attention.CHEAP):
+        monkeypatch.setattr(attention, "CHEAP", cheap)
+        model = tiny_llama()
+        policy = Policy(model)
+        packed = pack(plan_rows(batch, range(3), budget=100)[0], batch)
+        runs: list[int] = []
+        attend = attention._attend
+        monkeypatch.setattr(
+            attention, "_attend", lambda *a, runs=runs, f=attend: runs.append(1) or f(*a)
+        )
+        policy(packed, packed.mask_bT).logprob_bT.sum().backward()
+        monkeypatch.setattr(attention, "_attend", attend)
+        calls.append(len(runs))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+    assert calls[1] == 2 * calls[0] > 0
+    torch.testing.assert_close(*gradients)

@@ -354,6 +354,21 @@ processes = 3
 processes = 3
 > 8: rollout.prompts: 256 must be a multiple of launch.processes (3)
 
+[launch]
+processes = 4
+[rollout]
+engine = "vllm"
+vllm.tensor_parallel = 3
+> 8: launch.processes: 4 must be a multiple of rollout.vllm.tensor_parallel (3)
+
+[rollout]
+engine = "vllm-server"
+[rollout.vllm]
+url = "http://host:8000"
+tensor_parallel = 2
+> 11: rollout.vllm.tensor_parallel: is for engine = "vllm" (a server takes its own, as vllm
+> serve --tensor-parallel-size)
+
 [loss]
 objective = "gspo"
 > 8: loss.dual_clip: belongs to objective = "ppo_clip" (write dual_clip = false)

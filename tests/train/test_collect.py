@@ -1,21 +1,26 @@
 """Which groups a step ends up with, and how the prompts that replace others are chosen."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tpcli.reward.verify import Grader
 from tpcli.rollout.engine import Finished, Progress
 from tpcli.train.collect import Asking, Collector
 from tpcli.train.journal import Journal
+from tpcli.train.team import Team
 from tpcli.types import Answered, Prompt, Question, Rollout
 
 LETTERS = "abcdefghijkl"
 PROMPTS = [Prompt(Question(name, name, "1"), (i,)) for i, name in enumerate(LETTERS)]
 RIGHT, WRONG = 7, 8
+ALONE = Team.of(0, 1)
 
 
 class Scripted:
@@ -62,9 +67,7 @@ def read(prompt: Prompt, group: Sequence[Rollout]) -> list[Answered]:
     return [Answered(decode(prompt, one), prompt.question.answer, one.finished) for one in group]
 
 
-def collector(
-    folder: Path, engine: Scripted, *, rank: int = 0, ranks: int = 1, **changes: Any
-) -> Collector:
+def collector(folder: Path, engine: Scripted, *, team: Team = ALONE, **changes: Any) -> Collector:
     settings: dict[str, Any] = {
         "prompts": PROMPTS,
         "prompts_per_step": 4,
@@ -82,8 +85,7 @@ def collector(
         read,
         Grader("int"),
         Journal(folder, steps=9, writes=False),
-        rank=rank,
-        ranks=ranks,
+        team,
     )
 
 
@@ -148,7 +150,7 @@ def test_processes_refill_from_different_prompts(tmp_path: Path) -> None:
     asked, seeds = [], []
     for rank in (0, 1):
         engine = Scripted("")
-        collector(tmp_path, engine, rank=rank, ranks=2, rounds=2).collect(1, temperature=1.0)
+        collector(tmp_path, engine, team=Team.of(rank, 2), rounds=2).collect(1, temperature=1.0)
         asked.append([ids(prompts) for _, prompts in engine.calls])
         seeds += [seed for seed, _ in engine.calls]
     assert [[len(names) for names in one] for one in asked] == [[2, 2, 2], [2, 2, 2]]
@@ -215,3 +217,34 @@ def test_groups_are_verified_while_others_are_generated(tmp_path: Path) -> None:
         [v.status for v in g] for g in expected.verdicts
     ]
     assert out.correct == expected.correct > 0
+
+
+@pytest.mark.slow
+def test_a_team_draws_together_and_shares(tmp_path: Path) -> None:
+    """Both of a team ask the same at every call; together they keep what one process would."""
+    script = Path(__file__).with_name("two_in_a_team.py")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4"),
+            *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
+            *(str(script), str(tmp_path)),
+        ],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=240,
+    )
+    found = [torch.load(tmp_path / f"found-{rank}.pt", weights_only=False) for rank in range(4)]
+    for number, (first, second) in enumerate((found[:2], found[2:])):
+        engine = Scripted(LETTERS[::3])
+        alone = collector(tmp_path, engine, team=Team.of(number, 2), rounds=2)
+        got = alone.collect(1, temperature=1.0)
+        assert len(engine.calls) > 1
+        expected = [(seed, ids(prompts)) for seed, prompts in engine.calls]
+        assert first["calls"] == second["calls"] == expected
+        assert first["kept"] + second["kept"] == ids(got.prompts)
+        rewards = [[verdict.reward for verdict in group] for group in got.verdicts]
+        assert first["rewards"] + second["rewards"] == rewards
+        assert first["counts"] == (got.drawn, got.correct, got.refilled)
+        assert second["counts"] == (0, 0, 0)
+        assert first["agreed"] == second["agreed"] == 2 * number

@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 LARGE = 1_500_000
-"""Bytes from which a freed block goes back at once. Left alone, the limit grows to 32 MB; far lower,
-every element-wise step would wait for fresh pages."""
+"""Bytes from which a freed block goes back at once. glibc lets the limit grow to 32 MB; with a far
+lower one every element-wise step waits for fresh pages."""
 KEPT = 64 * 2**20
 """Bytes at the end of the heap that stay for what comes next."""
 

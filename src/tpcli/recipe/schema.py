@@ -111,6 +111,17 @@ class Recipe(Section):
                 f"rollout.prompts ({self.rollout.prompts}) must be a multiple of "
                 f"launch.processes ({self.launch.processes})"
             )
+        team = self.rollout.vllm.tensor_parallel
+        if team > 1 and self.rollout.engine != "vllm":
+            raise ValueError(
+                'rollout.vllm.tensor_parallel is for engine = "vllm"; a server takes its own, '
+                "as vllm serve --tensor-parallel-size"
+            )
+        if self.launch.processes % team:
+            raise ValueError(
+                f"launch.processes ({self.launch.processes}) must be a multiple of "
+                f"rollout.vllm.tensor_parallel ({team})"
+            )
         if self.rollout.prompts // self.launch.processes % self.train.updates:
             raise ValueError(
                 f"train.updates ({self.train.updates}) must divide the prompts of a process "

@@ -187,6 +187,9 @@ class VllmSection(Section):
     """"vllm": share of the GPU's memory for weights, keys and values."""
     cache_gb: Positive | None = None
     """"vllm": gigabytes for keys and values instead; on a CPU better than a share of all memory."""
+    tensor_parallel: PositiveInt = 1
+    """"vllm": so many consecutive training processes share one engine, each with a part of the
+    weights."""
     eager: bool = False
     """"vllm": no compilation and no CUDA graphs: starts faster, runs slower."""
     url: str | None = None

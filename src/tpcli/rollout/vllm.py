@@ -152,19 +152,15 @@ class VllmEngine:
             eos_ids=self._eos,
             max_len=self._max_len,
         )
-        groups: list[list[Rollout]] = [[] for _ in prompts]
         with closing(self._answers(asked)) as answers:
-            for done, (i, outputs) in enumerate(answers, start=1):
-                groups[i] = vllm_requests.group(
-                    [_response(output) for output in outputs],
-                    group_size=group_size,
-                    eos_ids=self._eos,
-                )
-                if finished:
-                    finished(i, groups[i])
-                if progress:
-                    progress(done * group_size, len(prompts) * group_size)
-        return groups
+            return vllm_requests.groups(
+                ((i, [_response(output) for output in outputs]) for i, outputs in answers),
+                prompts=len(prompts),
+                group_size=group_size,
+                eos_ids=self._eos,
+                progress=progress,
+                finished=finished,
+            )
 
     @property
     def version(self) -> int:

@@ -4,12 +4,13 @@ Responses are asked for by token ids and come back as token ids: nothing is toke
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from tpcli.errors import RunFailedError, UsageError
+from tpcli.rollout.engine import Finished, Progress
 from tpcli.rollout.streams import streams
 from tpcli.types import Prompt, Rollout
 
@@ -140,6 +141,26 @@ def group(
             )
         )
     return rollouts if len(rollouts) == group_size else rollouts * group_size
+
+
+def groups(
+    answers: Iterable[tuple[int, Sequence[Response]]],
+    *,
+    prompts: int,
+    group_size: int,
+    eos_ids: Sequence[int],
+    progress: Progress | None,
+    finished: Finished | None,
+) -> list[list[Rollout]]:
+    """Every prompt's rollouts, told of as they come; ``progress`` counts whole groups."""
+    found: list[list[Rollout]] = [[] for _ in range(prompts)]
+    for done, (i, responses) in enumerate(answers, start=1):
+        found[i] = group(responses, group_size=group_size, eos_ids=eos_ids)
+        if finished:
+            finished(i, found[i])
+        if progress:
+            progress(done * group_size, prompts * group_size)
+    return found
 
 
 def generate_body(model: str, request: Request) -> dict[str, Any]:

@@ -108,17 +108,15 @@ class VllmServer:
             eos_ids=self._eos,
             max_len=self._max_len,
         )
-        groups: list[list[Rollout]] = [[] for _ in prompts]
         with closing(self._answers(asked, self._path)) as answers:
-            for done, (i, answer) in enumerate(answers, start=1):
-                groups[i] = vllm_requests.group(
-                    vllm_requests.choices(answer), group_size=group_size, eos_ids=self._eos
-                )
-                if finished:
-                    finished(i, groups[i])
-                if progress:
-                    progress(done * group_size, len(prompts) * group_size)
-        return groups
+            return vllm_requests.groups(
+                ((i, vllm_requests.choices(answer)) for i, answer in answers),
+                prompts=len(prompts),
+                group_size=group_size,
+                eos_ids=self._eos,
+                progress=progress,
+                finished=finished,
+            )
 
     @property
     def version(self) -> int:

@@ -30,6 +30,7 @@ from tpcli.train.journal import Journal
 from tpcli.train.loop import Parts, Settings
 from tpcli.train.schedules import knobs_at, progress_at, rules, value_at
 from tpcli.train.step import Learner, Method
+from tpcli.train.team import Team
 from tpcli.train.tempo import Tempo
 from tpcli.train.warmup import solutions_of, warm_up, warmup_key
 from tpcli.types import Question
@@ -108,6 +109,11 @@ def build(
         tempo=Tempo(rules(recipe)),
         held_out=_held_out(recipe, data),
         sync=sync,
+        team=Team.of(
+            accelerator.process_index,
+            accelerator.num_processes,
+            size=recipe.rollout.vllm.tensor_parallel,
+        ),
     )
     return parts, data
 

@@ -18,6 +18,7 @@ from tpcli.rollout.engine import RolloutEngine
 from tpcli.train.evaluate import Read, grade_all
 from tpcli.train.journal import Journal
 from tpcli.train.order import further_prompts, prompts_of, sampler_seed
+from tpcli.train.team import Team
 from tpcli.types import Prompt, Rollout, Verdict
 
 
@@ -62,7 +63,7 @@ class Collected:
 
 
 class Collector:
-    """Draws the responses of one process."""
+    """Draws the responses of one team and keeps those of this process."""
 
     def __init__(
         self,
@@ -71,12 +72,10 @@ class Collector:
         read: Read,
         grader: Grader,
         journal: Journal,
-        *,
-        rank: int,
-        ranks: int,
+        team: Team,
     ) -> None:
         self._ask, self._engine, self._read, self._grader = asking, engine, read, grader
-        self._journal, self._rank, self._ranks = journal, rank, ranks
+        self._journal, self._team = journal, team
 
     def collect(
         self, step: int, *, temperature: float, top_p: float = 1.0, prefix: float = 0.0
@@ -84,28 +83,41 @@ class Collector:
         """The step's prompts of this process, answered and graded.
 
         With refills, a group that teaches nothing is replaced by the next of further prompts whose
-        group does; what is still without signal after the last round stays. Each process has
-        further prompts of its own, so none is asked twice in a step.
+        group does; what is still without signal after the last round stays. Each team has further
+        prompts of its own, so none is asked twice in a step.
 
         Args:
             prefix: share of each worked solution that is given after the prompt.
         """
         ask = self._ask
         every = prompts_of(step, ask.prompts, count=ask.prompts_per_step, seed=ask.seed)
-        share = len(every) // self._ranks
-        mine = every[self._rank * share : (self._rank + 1) * share]
+        team = self._team
+        share = len(every) // team.teams
+        ours = every[team.number * share : (team.number + 1) * share]
         draw = partial(self._draw, step, temperature=temperature, top_p=top_p, prefix=prefix)
-        out = draw(mine, round_=0)
+        out = draw(ours, round_=0)
         asked = {prompt.question.id for prompt in every}
         further = further_prompts(step, ask.prompts, asked=asked, seed=ask.seed)
-        ours = islice(further, self._rank, None, self._ranks)
+        others = islice(further, team.number, None, team.teams)
         for round_ in range(1, ask.rounds + 1):
             dull = [i for i, verdicts in enumerate(out.verdicts) if not self._teaches(verdicts)]
-            others = [*islice(ours, len(dull))]
-            if not others:
+            instead = [*islice(others, len(dull))]
+            if not instead:
                 break
-            self._refill(out, dull, draw(others, round_=round_))
-        return out
+            self._refill(out, dull, draw(instead, round_=round_))
+        return self._share(out)
+
+    def _share(self, out: Collected) -> Collected:
+        """Of the team's groups those of this process; what was counted counts once."""
+        team = self._team
+        return Collected(
+            team.mine(out.prompts),
+            team.mine(out.groups),
+            team.mine(out.verdicts),
+            drawn=out.drawn if team.leads else 0,
+            correct=out.correct if team.leads else 0,
+            refilled=out.refilled if team.leads else 0,
+        )
 
     def _draw(
         self,
@@ -128,17 +140,16 @@ class Collector:
                 groups = self._engine.sample(
                     prompts,
                     group_size=ask.group_size,
-                    # Plus the rank: a question asked by two processes must not get the same
-                    # responses.
-                    seed=sampler_seed(ask.seed, step, round_) + self._rank,
+                    # Plus the team: a question asked by two must not get the same responses.
+                    seed=sampler_seed(ask.seed, step, round_) + self._team.number,
                     temperature=temperature,
                     top_p=top_p,
                     max_new_tokens=ask.max_new_tokens,
                     progress=report,
-                    finished=grading.add,
+                    finished=grading.add if self._team.leads else None,
                 )
             with self._journal.phase("reward", step):
-                verdicts = grading.of(groups)
+                verdicts = self._team.agreed(grading.of(groups) if self._team.leads else None)
         flat = [verdict for group in verdicts for verdict in group]
         correct = sum(verdict.status == "correct" for verdict in flat)
         return Collected(prompts, groups, verdicts, drawn=len(flat), correct=correct)

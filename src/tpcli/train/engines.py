@@ -54,6 +54,7 @@ def engine_of(
             memory=section.memory,
             cache_gb=section.cache_gb,
             eager=section.eager,
+            tensor_parallel=section.tensor_parallel,
             trust_remote_code=recipe.model.trust_remote_code,
         )
     else:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from tpcli.reward.verify import Grader
 from tpcli.rollout.engine import RolloutEngine
+from tpcli.train.team import Team
 from tpcli.types import Answered, Prompt, Rollout, Verdict
 
 Read = Callable[[Prompt, Sequence[Rollout]], list[Answered]]
@@ -46,6 +47,7 @@ def accuracy(
     read: Read,
     grader: Grader,
     accelerator: Accelerator,
+    team: Team,
     *,
     temperature: float,
     top_p: float,
@@ -56,8 +58,7 @@ def accuracy(
     The seed is the run's and does not change: two evaluations differ by the policy alone, and by
     the temperature where that of the rollouts is scheduled and [eval].temperature not set.
     """
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = list(held_out.prompts[rank::ranks])
+    mine = list(held_out.prompts[team.number :: team.teams])
     work = len(mine) * (held_out.samples + 1)
     counts = torch.zeros(5, dtype=torch.float64)  # sampled, greedy, truncated, no answer, asked
     for greedy in (False, True):
@@ -71,13 +72,13 @@ def accuracy(
             max_new_tokens=held_out.max_new_tokens,
             progress=partial(_count_on, progress, done, work) if progress else None,
         )
-        verdicts = grade_all(groups, mine, read, grader)
+        verdicts = grade_all(groups, mine, read, grader) if team.leads else []
         counts[int(greedy)] = sum(v.reward for v in verdicts)
         if not greedy:
             counts[2] = sum(v.status == "unfinished" for v in verdicts)
             counts[3] = sum(v.status == "no_answer" for v in verdicts)
-    counts[4] = len(mine)
-    if ranks > 1:
+    counts[4] = len(mine) if team.leads else 0
+    if accelerator.num_processes > 1:
         counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
     sampled, best, truncated, silent, asked = counts.tolist()
     drawn = asked * held_out.samples

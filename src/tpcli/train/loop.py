@@ -30,6 +30,7 @@ from tpcli.train.measure import finish, tally
 from tpcli.train.order import response_seed
 from tpcli.train.step import Knobs, Learned, Learner
 from tpcli.train.sync import Sync
+from tpcli.train.team import Team
 from tpcli.train.tempo import Tempo
 from tpcli.types import Answered, Prompt, Rollout, StepStats, TokenBatch
 
@@ -47,6 +48,7 @@ class Parts:
     asking: Asking
     tempo: Tempo
     held_out: HeldOut | None
+    team: Team
     sync: Sync | None = None
 
 
@@ -88,7 +90,6 @@ class Loop:
     def __init__(self, run_dir: Path, parts: Parts, settings: Settings, journal: Journal) -> None:
         self._run_dir, self._parts, self._set, self._journal = run_dir, parts, settings, journal
         self._rank = parts.accelerator.process_index
-        self._ranks = parts.accelerator.num_processes
         self._since = time.perf_counter()
         # One that draws ahead works beside the update, whose phase is the one to be shown.
         shown = Journal(run_dir, steps=settings.steps, writes=False) if settings.ahead else journal
@@ -98,8 +99,7 @@ class Loop:
             self._read,
             parts.grader,
             shown,
-            rank=self._rank,
-            ranks=self._ranks,
+            parts.team,
         )
         self._next: Future[Collected] | None = None
         self._beside = ThreadPoolExecutor(1)
@@ -266,6 +266,7 @@ class Loop:
                 self._read,
                 self._parts.grader,
                 accelerator,
+                self._parts.team,
                 temperature=knobs.temperature,
                 top_p=knobs.top_p,
                 progress=report,
