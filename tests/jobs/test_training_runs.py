@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from tests.jobs.bench import SMALL, Bench, metrics, repeatable
 
 pytestmark = pytest.mark.slow
@@ -256,3 +257,13 @@ def test_what_the_worker_cannot_do_is_told_in_one_line(bench: Bench) -> None:
     told = bench.type("train", "small.toml", "--set", 'data.source="sums.jsonl"', code=2)
     assert "has no meaning" in told.stdout + told.stderr
     assert "Traceback" not in told.stdout + told.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two processes find two GPUs, or one")
+def test_processes_that_would_not_work_together_do_not_start(bench: Bench) -> None:
+    """Without GPUs accelerate starts several only when told that they are to use the CPU."""
+    failed = bench.type("train", "small.toml", "--set", "launch.processes=2", code=2)
+    said = " ".join(failed.stdout.split())
+    assert "launch.processes is 2, but accelerate made 1 of them work together" in said
+    assert "launch.cpu = true" in said

@@ -13,7 +13,6 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from tpcli.policy.lean import keep_less
 
-
 GatedMLP: Any = Qwen3MLP
 GeluMLP: Any = GemmaMLP
 

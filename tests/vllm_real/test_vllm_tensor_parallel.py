@@ -16,7 +16,8 @@ def test_two_processes_share_an_engine(tmp_path: Path) -> None:
     asked = ("--set", "train.steps=3", "--set", "rollout.prompts=4", "--set", "optim.lr=1e-3")
     bench.type(
         *("train", "vllm.toml", *asked),
-        *("--set", "launch.processes=2", "--set", "rollout.vllm.tensor_parallel=2"),
+        *("--set", "launch.processes=2", "--set", "launch.cpu=true"),
+        *("--set", "rollout.vllm.tensor_parallel=2"),
     )
     lines = metrics(bench.run)[1:]
     assert [line["step"] for line in lines] == [1, 2, 3]

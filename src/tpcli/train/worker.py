@@ -52,6 +52,12 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
             # The first to finish its rollouts waits for the last: that may be hours.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
+        if accelerator.num_processes != recipe.launch.processes:
+            raise UsageError(
+                f"launch.processes is {recipe.launch.processes}, but accelerate made "
+                f"{accelerator.num_processes} of them work together",
+                hint="without GPUs set launch.cpu = true as well",
+            )
         # On a CPU the deterministic kernels cost nothing, and a resumed run must repeat every bit.
         if accelerator.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
