@@ -213,15 +213,24 @@ def test_only_a_tied_head_is_added_at_once(tied: bool) -> None:
     policy, batch = Policy(model), random_batch([5, 3], [4], group_size=2)
     ((row,),) = plan_rows(batch, range(2), budget=100)
     packed = pack([row], batch)
-    heard: list[str] = []
+    heard: list[Tensor] = []
     head: Any = policy.head_VD
-    head.register_hook(lambda grad: heard.append("head"))
+    head.register_hook(lambda grad: heard.append(grad.clone()))
     embedding = model.get_input_embeddings().weight
     result = policy(packed, packed.mask_bT, push_bT=torch.ones_like(packed.mask_bT).float())
     result.surrogate.backward()
-    assert heard == ["head"]
-    assert head.grad.any()
+    (through_autograd,) = heard
+    assert torch.equal(through_autograd, head.grad) != tied
     assert (embedding is head) == tied
+
+
+def test_a_frozen_tied_head_gets_no_gradient() -> None:
+    weight_VD, target_K = torch.randn(11, 5), torch.arange(7)
+    hidden_KD = torch.randn(7, 5, requires_grad=True)
+    total, *_ = push_logprobs(hidden_KD, weight_VD, target_K, torch.ones(7), at_once=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    assert weight_VD.grad is None
+    assert hidden_KD.grad is not None
 
 
 def test_attention_that_is_computed_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

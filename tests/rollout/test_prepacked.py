@@ -1,11 +1,14 @@
 """Prepacked linear layers give what torch gives, and leave no trace."""
 
+from typing import Any
+
 import pytest
 import torch
 from tests.tiny import EOS, PAD, prompt_of, tiny_llama
 from torch import nn
 
-from tpcli.rollout.prepacked import prepacked
+from tpcli.rollout import prepacked as prepacked_module
+from tpcli.rollout.prepacked import _rounded, prepacked
 from tpcli.rollout.transformers import TransformersEngine
 
 oneDNN = pytest.mark.skipif(
@@ -20,7 +23,7 @@ def replaced(model: nn.Module) -> int:
 
 @oneDNN
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("rows", [1, 7, 9, 40, 133])
 def test_the_product_is_the_same(bias: bool, rows: int) -> None:
     layer = nn.Linear(24, 50, bias=bias)
     x = torch.randn(2, rows, 24, generator=torch.Generator().manual_seed(0))
@@ -30,6 +33,32 @@ def test_the_product_is_the_same(bias: bool, rows: int) -> None:
             assert replaced(layer) == 1
             torch.testing.assert_close(layer(x), plain)
     assert replaced(layer) == 0
+
+
+def test_few_sizes_are_multiplied() -> None:
+    """At most a quarter more rows, or three."""
+    sizes = {_rounded(rows) for rows in range(1, 513)}
+    assert len(sizes) == 30
+    assert all(0 <= _rounded(rows) - rows <= max(3, rows / 4) for rows in range(1, 513))
+
+
+@oneDNN
+def test_packing_that_fails_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    forward = prepacked_module._forward
+    made: list[nn.Linear] = []
+
+    def failing(layer: nn.Linear) -> Any:
+        if made:
+            raise MemoryError
+        made.append(layer)
+        return forward(layer)
+
+    monkeypatch.setattr(prepacked_module, "_forward", failing)
+    with pytest.raises(MemoryError), prepacked(layers):
+        pass
+    assert made
+    assert replaced(layers) == 0
 
 
 @oneDNN

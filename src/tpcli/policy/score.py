@@ -136,7 +136,7 @@ class _PushedLogprob(torch.autograd.Function):
             hidden_KD, weight_VD, target_K, temperature, chunk, reference=reference, visit=push
         )
         ctx.save_for_backward(grad_hidden_KD, grad_weight_VD)
-        ctx.weight = weight_VD if at_once else None
+        ctx.weight = weight_VD if at_once and weight_VD.requires_grad else None
         ctx.weight_dtype = weight_VD.dtype
         logprob_K, entropy_K, kl_K, ref_logprob_K = found_4K
         total = (push_k * logprob_K[: len(push_k)]).sum()

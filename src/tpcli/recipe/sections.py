@@ -228,7 +228,7 @@ class RolloutSection(Section):
     """Sample from the fewest most likely tokens that have this much probability together. The
     trainer's ratios stay those of the whole distribution; [loss.correction] can weigh the two."""
     max_rows: PositiveInt = 256
-    """Responses that are decoded at once, a process; bounds the key-value cache."""
+    """Responses that one engine decodes at once; bounds the key-value cache."""
     ahead: bool = False
     """Draw the responses of the next step while this one is learned from: by weights one update
     old, which [loss.correction] weighs. For an engine with devices of its own."""

@@ -29,7 +29,7 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Environment variables of vLLM that the user's own take precedence over."""
-CONTINUE = "its own words are above or in the run's log; `tpcli resume` goes on with a run"
+CONTINUE = "vLLM's own words are above or in the run's log; `tpcli resume` goes on with a run"
 
 Answers = Generator[tuple[int, Any], None, None]
 """Which request, and what came of it."""

@@ -72,12 +72,13 @@ def accuracy(
             max_new_tokens=held_out.max_new_tokens,
             progress=partial(_count_on, progress, done, work) if progress else None,
         )
-        verdicts = grade_all(groups, mine, read, grader) if team.leads else []
+        verdicts = team.agreed(grade_all(groups, mine, read, grader) if team.leads else None)
         counts[int(greedy)] = sum(v.reward for v in verdicts)
         if not greedy:
             counts[2] = sum(v.status == "unfinished" for v in verdicts)
             counts[3] = sum(v.status == "no_answer" for v in verdicts)
-    counts[4] = len(mine) if team.leads else 0
+    counts[4] = len(mine)
+    counts *= team.leads  # once a team
     if accelerator.num_processes > 1:
         counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
     sampled, best, truncated, silent, asked = counts.tolist()

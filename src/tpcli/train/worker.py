@@ -56,7 +56,9 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
             raise UsageError(
                 f"launch.processes is {recipe.launch.processes}, but accelerate made "
                 f"{accelerator.num_processes} of them work together",
-                hint="without GPUs set launch.cpu = true as well",
+                hint="unset WORLD_SIZE and PMI_SIZE, which another launcher has left"
+                if recipe.launch.cpu
+                else "without GPUs set launch.cpu = true as well",
             )
         # On a CPU the deterministic kernels cost nothing, and a resumed run must repeat every bit.
         if accelerator.device.type == "cpu":
