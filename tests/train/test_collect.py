@@ -1,7 +1,5 @@
 """Which groups a step ends up with, and how the prompts that replace others are chosen."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.train.together import together
 
 from tpcli.reward.verify import Grader
 from tpcli.rollout.engine import Finished, Progress
@@ -222,18 +221,7 @@ def test_groups_are_verified_while_others_are_generated(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_team_draws_together_and_shares(tmp_path: Path) -> None:
     """Both of a team ask the same at every call; together they keep what one process would."""
-    script = Path(__file__).with_name("two_in_a_team.py")
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4"),
-            *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
-            *(str(script), str(tmp_path)),
-        ],
-        check=True,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        timeout=240,
-    )
+    together("two_in_a_team.py", tmp_path, processes=4)
     found = [torch.load(tmp_path / f"found-{rank}.pt", weights_only=False) for rank in range(4)]
     for number, (first, second) in enumerate((found[:2], found[2:])):
         engine = Scripted(LETTERS[::3])

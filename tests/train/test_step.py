@@ -1,8 +1,6 @@
 """One update against its plain form, and the same for every way of cutting it up."""
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +18,7 @@ from tests.train.parts import (
     step_taken,
     weights,
 )
+from tests.train.together import together
 from torch import Tensor
 
 from tpcli.credit.advantage import advantages
@@ -296,18 +295,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
 
     And so where a group has no signal and the processes have different numbers of micro-batches.
     """
-    script = Path(__file__).with_name("two_processes.py")
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-            *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
-            *(str(script), str(tmp_path)),
-        ],
-        check=True,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        timeout=240,
-    )
+    together("two_processes.py", tmp_path, processes=2)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     loud = loud_batch()
     assert len(plan_rows(loud, range(8), budget=ONE_EACH)) == 8
