@@ -14,7 +14,7 @@ LARGE = 1_500_000
 """Bytes from which a freed block goes back at once. glibc lets the limit grow to 32 MB; with a far
 lower one every element-wise step waits for fresh pages."""
 KEPT = 64 * 2**20
-"""Bytes at the end of the heap that stay in any case, for what comes next."""
+"""Bytes at the end of the heap that stay for what comes next, but for ``trim``."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -31,7 +31,7 @@ def trim() -> None:
     """Return the holes now, before large tensors are wanted: some 15 ms for a quarter of a GiB."""
     library = _glibc()
     if library:
-        library.malloc_trim(KEPT)
+        library.malloc_trim(0)
 
 
 @cache
