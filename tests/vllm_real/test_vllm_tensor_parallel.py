@@ -19,7 +19,8 @@ def test_two_processes_share_an_engine(tmp_path: Path) -> None:
         *("--set", "launch.processes=2", "--set", "launch.cpu=true"),
         *("--set", "rollout.vllm.tensor_parallel=2"),
     )
-    lines = metrics(bench.run)[1:]
+    before, *lines = metrics(bench.run)
+    assert before["eval/questions"] == 8  # each counted once
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert max(line["sync/gap"] for line in lines) < 1e-4
     assert max(line["gap/max"] for line in lines) < 1e-3
