@@ -6,8 +6,11 @@ import sys
 import psutil
 import pytest
 import torch
+from tests.tiny import random_batch, tiny_llama
 
 from tpcli.policy import heap
+from tpcli.policy.model import Policy
+from tpcli.policy.pack import pack, plan_rows
 
 glibc = pytest.mark.skipif(heap._glibc() is None, reason="another C library")
 
@@ -53,6 +56,20 @@ def test_settled_large_blocks_go_back_at_once() -> None:
 
     assert returned("settled") > 15
     assert returned("as it was") < 5
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_layers_are_trimmed_between_where_activations_are_kept(
+    learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr(heap, "trim", lambda: trims.append(None))
+    monkeypatch.setattr(heap, "LAYERS", 1)
+    policy, batch = Policy(tiny_llama()), random_batch([5, 3], [4], group_size=2)
+    ((row,),) = plan_rows(batch, range(2), budget=100)
+    with torch.set_grad_enabled(learns):
+        policy.hidden(pack([row], batch))
+    assert len(trims) == (2 if learns else 0)  # of two layers
 
 
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,51 +186,76 @@ def test_sums_over_the_vocabulary_stay_in_single_precision_under_autocast() -> N
     torch.testing.assert_close(kl_K, (p * (log_p - log_q)).sum(-1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, -0.3])
-def test_a_tied_heads_gradient_is_added_at_once(scale: float) -> None:
-    """The same sum as when autograd adds it up, on top of what was there."""
+@pytest.mark.parametrize("known", [True, False], ids=["pushed", "recomputed"])
+def test_a_heads_gradient_is_added_to_what_is_there(known: bool) -> None:
+    """The same sum as when autograd adds it up; autograd gives the rest of a tied weight's."""
     found = []
-    for at_once in (False, True):
+    for into in (False, True):
         generator = torch.Generator().manual_seed(0)
         weight_VD = torch.randn(11, 5, generator=generator, requires_grad=True)
         weight_VD.grad = torch.ones(11, 5)
         target_K = torch.randint(11, (7,), generator=generator)
         push_k = torch.randn(7, generator=generator)
         for _ in range(2):
-            total, *_ = push_logprobs(
-                weight_VD[target_K] * 2, weight_VD, target_K, push_k, chunk=3, at_once=at_once
-            )
-            (total * scale).backward()  # type: ignore[no-untyped-call]
+            hidden_KD = weight_VD[target_K] * 2
+            more: Any = {"chunk": 3, "grad_into_VD": weight_VD.grad if into else None}
+            if known:
+                total, *_ = push_logprobs(hidden_KD, weight_VD, target_K, push_k, **more)
+            else:
+                logprob_K, _ = logprob_and_entropy(hidden_KD, weight_VD, target_K, **more)
+                total = (logprob_K * push_k).sum()
+            total.backward()  # type: ignore[no-untyped-call]
         found.append(weight_VD.grad)
     torch.testing.assert_close(*found)
     assert not torch.equal(found[0], torch.ones(11, 5))
 
 
+def test_a_gradient_that_was_added_already_cannot_be_scaled() -> None:
+    weight_VD, hidden_KD = torch.randn(11, 5), torch.randn(7, 5, requires_grad=True)
+    sum_VD = torch.zeros(11, 5)
+    total, *_ = push_logprobs(
+        hidden_KD, weight_VD, torch.arange(7), torch.ones(7), grad_into_VD=sum_VD
+    )
+    with pytest.raises(ValueError, match="scale push_k"):
+        (total * 2).backward()  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_a_tied_head_is_added_at_once(tied: bool) -> None:
-    """DDP must hear of an untied head through autograd, or it waits for it."""
+@pytest.mark.parametrize("known", [True, False], ids=["pushed", "recomputed"])
+def test_no_second_gradient_of_the_vocabularys_size(tied: bool, known: bool) -> None:
+    """Autograd hears of the head, as DDP needs it, but is handed nothing of its size."""
     model = tiny_llama(tied=tied)
     policy, batch = Policy(model), random_batch([5, 3], [4], group_size=2)
     ((row,),) = plan_rows(batch, range(2), budget=100)
     packed = pack([row], batch)
-    heard: list[Tensor] = []
+    heard: list[str] = []
     head: Any = policy.head_VD
-    head.register_hook(lambda grad: heard.append(grad.clone()))
-    embedding = model.get_input_embeddings().weight
-    result = policy(packed, packed.mask_bT, push_bT=torch.ones_like(packed.mask_bT).float())
-    result.surrogate.backward()
-    (through_autograd,) = heard
-    assert torch.equal(through_autograd, head.grad) != tied
-    assert (embedding is head) == tied
+    head.register_post_accumulate_grad_hook(lambda _: heard.append("head"))
+    handed: list[Any] = []
+    head.register_hook(handed.append)
+    push_bT = torch.ones_like(packed.mask_bT).float() if known else None
+    for _ in range(2):
+        found = policy(packed, packed.mask_bT, push_bT=push_bT)
+        total = found.surrogate if known else found.logprob_bT.sum()
+        total.backward()
+    assert heard == ["head"] * 2
+    assert all(grad.is_sparse if tied else grad is None for grad in handed)
+    assert head.grad.layout == torch.strided
+    assert head.grad.count_nonzero() > 0
+    embedding: Any = model.get_input_embeddings()
+    assert not embedding.sparse
 
 
 def test_a_frozen_tied_head_gets_no_gradient() -> None:
-    weight_VD, target_K = torch.randn(11, 5), torch.arange(7)
-    hidden_KD = torch.randn(7, 5, requires_grad=True)
-    total, *_ = push_logprobs(hidden_KD, weight_VD, target_K, torch.ones(7), at_once=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    assert weight_VD.grad is None
-    assert hidden_KD.grad is not None
+    model: Any = tiny_llama(tied=True)
+    policy, batch = Policy(model), random_batch([5, 3], [4], group_size=2)
+    policy.head_VD.requires_grad_(False)
+    ((row,),) = plan_rows(batch, range(2), budget=100)
+    packed = pack([row], batch)
+    found = policy(packed, packed.mask_bT, push_bT=torch.ones_like(packed.mask_bT).float())
+    found.surrogate.backward()
+    assert policy.head_VD.grad is None
+    assert model.base_model.norm.weight.grad.count_nonzero() > 0
 
 
 def test_attention_that_is_computed_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,14 +63,18 @@ def loud_batch() -> TokenBatch:
 
 
 def learner(
-    *, reference: bool = False, accelerator: Accelerator | None = None, **changes: Any
+    *,
+    reference: bool = False,
+    accelerator: Accelerator | None = None,
+    tied: bool = True,
+    **changes: Any,
 ) -> tuple[Learner, LlamaForCausalLM]:
     """Plain gradient descent with rate 1, so that the step *is* the gradient.
 
     Args:
         changes: of METHOD.
     """
-    model = tiny_llama()
+    model = tiny_llama(tied=tied)
     policy = Policy(model, head_chunk=3)
     made = Learner(
         accelerator or Accelerator(cpu=True),

@@ -38,6 +38,9 @@ REDUCTIONS: list[dict[str, Any]] = [
     {"reduction": "seq-mean-token-mean", "denominator": "constant"},
     {"reduction": "seq-mean-token-sum-norm"},
 ]
+HEADS = [(tied, entropy_coef) for tied in (True, False) for entropy_coef in (0.0, 0.1)]
+"""Of a tied head autograd brings the embedding's part; with an entropy term the gradient is formed
+in the backward pass, else before it."""
 COMBINED: list[tuple[AllocationName, ...]] = [
     ("uniform",),
     ("trajectory_percentile",),
@@ -57,6 +60,15 @@ def one_step(batch: TokenBatch | None = None, **changes: Any) -> Tensor:
     made, model = learner(**changes)
     before = weights(model)
     made.update(batch or step_batch(), KNOBS)
+    return step_taken(before, model)
+
+
+def head_step(
+    batch: TokenBatch, tied: bool, entropy_coef: float, budget: int, **more: Any
+) -> Tensor:
+    made, model = learner(tied=tied, micro_batch_tokens=budget, **more)
+    before = weights(model)
+    made.update(batch, replace(KNOBS, entropy_coef=entropy_coef))
     return step_taken(before, model)
 
 
@@ -310,6 +322,8 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
         eight = one_step(loud_batch(), micro_batch_tokens=ONE_EACH, **changes)
         assert distance(eight, whole) < 1e-5, changes
         assert distance(four_each, whole) < 1e-5, changes
+    for head, step in zip(HEADS, found["heads"], strict=True):
+        assert distance(step, head_step(loud, *head, METHOD.micro_batch_tokens)) < 1e-5, head
     torch.testing.assert_close(
         found["advantages"], advantages("batch_std", loud.reward_B, group_size=2)
     )

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.train.parts import KNOBS, learner, loud_batch, step_batch, step_taken, weights
-from tests.train.test_step import ONE_EACH, REDUCTIONS, UNLIKE
+from tests.train.test_step import HEADS, ONE_EACH, REDUCTIONS, UNLIKE, head_step
 from torch import Tensor
 
 from tpcli.credit.advantage import advantages
@@ -56,6 +56,9 @@ found = {
     # A budget that gives the two processes different numbers of micro-batches.
     "unlike": steps_of(step_batch(), UNLIKE),
     "four_each": steps_of(loud_batch(), ONE_EACH),
+    "heads": [
+        head_step(half_of(loud_batch()), *head, ONE_EACH, accelerator=accelerator) for head in HEADS
+    ],
     "advantages": accelerator.gather(scaled_B),
 }
 if accelerator.is_main_process:

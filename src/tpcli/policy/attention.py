@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tpcli.errors import UsageError
 from tpcli.names import AttentionName
+from tpcli.policy import heap
 
 NAME = "tpcli_segments"
 
@@ -226,6 +227,8 @@ def _attention(
         )
         return out[0], None
     layout.calls += 1
+    if layout.calls % heap.LAYERS == 0 and query.device.type == "cpu" and torch.is_grad_enabled():
+        heap.trim()
     # Under autocast the rotary embedding leaves float32 behind; value has the projections' type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     query_MHE, key_JE, value_JE = (x[0].transpose(0, 1) for x in (query, key, value))

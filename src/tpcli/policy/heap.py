@@ -13,6 +13,9 @@ from typing import Any
 LARGE = 1_500_000
 """Bytes from which a freed block goes back at once. glibc lets the limit grow to 32 MB; with a far
 lower one every element-wise step waits for fresh pages."""
+LAYERS = 8
+"""Layers of a forward pass between which to ``trim``: what they keep for the backward pass lies
+between what they let go, 5 MiB of it a layer for SmolLM2."""
 KEPT = 64 * 2**20
 """Bytes at the end of the heap that stay for what comes next, but for ``trim``."""
 
@@ -28,7 +31,7 @@ def settle() -> None:
 
 
 def trim() -> None:
-    """Return the holes now, before large tensors are wanted: some 15 ms for a quarter of a GiB."""
+    """Return the holes now, before much is wanted: some 10 ms."""
     library = _glibc()
     if library:
         library.malloc_trim(0)

@@ -1,6 +1,7 @@
 """The policy as the trainer sees it: packed lines in, log-probs of chosen tokens out."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,18 @@ class Policy(nn.Module):
         assert isinstance(head, nn.Linear)
         return head.weight
 
+    def _head_gradient(self) -> Tensor | None:
+        """The head's ``grad``, to be added to; None where autograd is to do it, or nobody.
+
+        Half precision would lose what many chunks add.
+        """
+        head_VD = self.head_VD
+        if not (torch.is_grad_enabled() and head_VD.requires_grad) or head_VD.dtype.itemsize < 4:
+            return None
+        if head_VD.grad is None:
+            head_VD.grad = torch.zeros_like(head_VD)
+        return head_VD.grad
+
     def forward(
         self,
         packed: Packed,
@@ -89,6 +102,9 @@ class Policy(nn.Module):
     ) -> Pass:
         """Run the lines; score the chosen tokens with gradient, and measure others without.
 
+        The head's gradient is added to its ``grad`` without a buffer, in part during this very
+        pass: clear gradients before it, not between it and ``backward()``.
+
         Args:
             chosen_bT: bool, the tokens that learn.
             push_bT: d loss / d logprob of each, where that is known beforehand: then one pass over
@@ -96,14 +112,14 @@ class Policy(nn.Module):
             measured_bT: bool, the tokens that ``Pass.scores`` is about; None for no scores.
             reference: measured against.
         """
+        self._trim()
         # Before the policy: both may keep keys and values in the layouts of two lines.
         ref_MD = None
         if reference is not None and measured_bT is not None:
             with torch.no_grad():
                 ref_MD = reference.hidden(packed)
         hidden_MD = self.hidden(packed)
-        if hidden_MD.device.type == "cpu":
-            heap.trim()  # the body's holes, before the head's large tensors
+        self._trim()
         if push_bT is not None:
             return self._push(
                 packed, hidden_MD, chosen_bT, push_bT, temperature, measured_bT, reference, ref_MD
@@ -116,6 +132,7 @@ class Policy(nn.Module):
             packed.target_bT[chosen_bT],
             temperature=temperature,
             chunk=self.head_chunk,
+            grad_into_VD=self._head_gradient(),
         )
         scores = None
         if measured_bT is not None:
@@ -146,7 +163,7 @@ class Policy(nn.Module):
             temperature=temperature,
             chunk=self.head_chunk,
             reference=_reference(reference, ref_MD, predictor_K),
-            at_once=self._tied,
+            grad_into_VD=self._head_gradient(),
         )
         chosen = len(packed.predictor_bT[chosen_bT])
         spread = [
@@ -155,6 +172,10 @@ class Policy(nn.Module):
         ]
         logprob_bT, entropy_bT = spread[0] * chosen_bT, spread[1] * chosen_bT
         return Pass(logprob_bT, entropy_bT, surrogate, Scores(*spread))
+
+    def _trim(self) -> None:
+        if self.head_VD.device.type == "cpu":
+            heap.trim()
 
     def hidden(self, packed: Packed) -> Tensor:
         """Last hidden states of all positions, [M, D], of both lines where there are two."""
@@ -168,6 +189,9 @@ class Policy(nn.Module):
         recompute = self._checkpointing() and torch.is_grad_enabled()
         line.layout.calls = 0
         self.model.train(recompute)
+        embedding: Any = self.model.get_input_embeddings()
+        # Rows to add to a gradient that is there, in place of another one of its size.
+        embedding.sparse = self._tied and self._head_gradient() is not None
         out = self.model.base_model(
             input_ids=line.input_M[None],
             position_ids=line.position_M[None],
@@ -178,6 +202,7 @@ class Policy(nn.Module):
             kernel=self._attention,
         )
         self.model.train(False)
+        embedding.sparse = False  # as DDP is to see it
         check_used(line.layout, self.model)
         hidden_1MD: Tensor = out.last_hidden_state
         return hidden_1MD[0]

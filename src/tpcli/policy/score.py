@@ -39,11 +39,12 @@ class _ChunkedLogprob(torch.autograd.Function):
         target_K: Tensor,
         temperature: float,
         chunk: int,
+        grad_into_VD: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.dtype = _matmul_dtype(hidden_KD)
         logprob_K, entropy_K, _, _ = _measure(hidden_KD, weight_VD, target_K, temperature, chunk)
         ctx.save_for_backward(hidden_KD, weight_VD, target_K, entropy_K)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.grad_into_VD = temperature, chunk, grad_into_VD
         return logprob_K, entropy_K
 
     @staticmethod
@@ -52,7 +53,7 @@ class _ChunkedLogprob(torch.autograd.Function):
         hidden_KD, weight_VD, target_K, entropy_K = ctx.saved_tensors
         head_VD = weight_VD.to(ctx.dtype)
         grad_hidden_KD = torch.empty_like(hidden_KD)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype))
+        grad_weight_VD = _sum_for(weight_VD, ctx.grad_into_VD)
         with_entropy = bool(grad_entropy_K.any())
         for here in _chunks(len(target_K), ctx.chunk):
             hidden_cD = hidden_KD[here].to(ctx.dtype)
@@ -67,8 +68,9 @@ class _ChunkedLogprob(torch.autograd.Function):
             grad_cV.scatter_add_(1, target_K[here, None], grad_logprob_K[here, None])
             grad_cV = (grad_cV / ctx.temperature).to(ctx.dtype)
             grad_hidden_KD[here] = (grad_cV @ head_VD).to(grad_hidden_KD.dtype)
-            grad_weight_VD += grad_cV.T @ hidden_cD
-        return grad_hidden_KD, grad_weight_VD.to(weight_VD.dtype), None, None, None
+            _add_product(grad_weight_VD, grad_cV.T, hidden_cD)
+        grad = None if ctx.grad_into_VD is not None else grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_KD, grad, None, None, None, None
 
 
 def logprob_and_entropy(
@@ -78,6 +80,7 @@ def logprob_and_entropy(
     *,
     temperature: float = 1.0,
     chunk: int = 256,
+    grad_into_VD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Differentiable log-prob of each target and entropy of each distribution.
 
@@ -87,11 +90,15 @@ def logprob_and_entropy(
         target_K: int64 token ids.
         temperature: > 0.
         chunk: tokens whose logits exist at once.
+        grad_into_VD: what the backward pass adds the head's gradient to, in place of giving it to
+            autograd: a tensor of the head's size less.
 
     Returns:
         (logprob_K, entropy_K), nats, float32 (float64 for a float64 model).
     """
-    scores = _ChunkedLogprob.apply(hidden_KD, weight_VD, target_K, temperature, chunk)  # type: ignore[no-untyped-call]
+    scores = _ChunkedLogprob.apply(  # type: ignore[no-untyped-call]
+        hidden_KD, weight_VD, target_K, temperature, chunk, grad_into_VD
+    )
     logprob_K, entropy_K = scores
     return logprob_K, entropy_K
 
@@ -109,13 +116,13 @@ class _PushedLogprob(torch.autograd.Function):
         temperature: float,
         chunk: int,
         reference: Reference | None,
-        at_once: bool,
+        grad_into_VD: Tensor | None,
     ) -> tuple[Tensor, ...]:
         dtype = _matmul_dtype(hidden_KD)
         head_VD = weight_VD.to(dtype)
         scale_k1 = (push_k / temperature)[:, None]
         grad_hidden_KD = torch.zeros_like(hidden_KD)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype))
+        grad_weight_VD = _sum_for(weight_VD, grad_into_VD)
 
         def push(here: slice, p_cV: Tensor) -> None:
             """d logprob / d z = onehot(target) - p; the chunk's first tokens are those pushed."""
@@ -127,16 +134,12 @@ class _PushedLogprob(torch.autograd.Function):
             grad_cV = grad_cV.to(dtype)
             hidden_cD = hidden_KD[pushed].to(dtype)
             grad_hidden_KD[pushed] = (grad_cV @ head_VD).to(grad_hidden_KD.dtype)
-            if grad_weight_VD.dtype == dtype:
-                grad_weight_VD.addmm_(grad_cV.T, hidden_cD)
-            else:
-                grad_weight_VD.add_(grad_cV.T @ hidden_cD)
+            _add_product(grad_weight_VD, grad_cV.T, hidden_cD)
 
         found_4K = _measure(
             hidden_KD, weight_VD, target_K, temperature, chunk, reference=reference, visit=push
         )
-        ctx.save_for_backward(grad_hidden_KD, grad_weight_VD)
-        ctx.weight = weight_VD if at_once and weight_VD.requires_grad else None
+        ctx.save_for_backward(grad_hidden_KD, *([grad_weight_VD] if grad_into_VD is None else []))
         ctx.weight_dtype = weight_VD.dtype
         logprob_K, entropy_K, kl_K, ref_logprob_K = found_4K
         total = (push_k * logprob_K[: len(push_k)]).sum()
@@ -145,13 +148,14 @@ class _PushedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_KD, *rest = ctx.saved_tensors
+        if not rest:
+            if grads[0] != 1:
+                raise ValueError("the head's gradient was added as it was: scale push_k instead")
+            return (grad_hidden_KD, *[None] * 7)
         # In place: a second copy of the head's gradient would be the largest tensor there is.
-        grad_hidden_KD, grad_weight_VD = (saved.mul_(grads[0]) for saved in ctx.saved_tensors)
-        grad: Tensor | None = grad_weight_VD.to(ctx.weight_dtype)
-        if ctx.weight is not None:
-            ctx.weight.grad = grad if ctx.weight.grad is None else ctx.weight.grad.add_(grad)
-            grad = None
-        return (grad_hidden_KD, grad, None, None, None, None, None, None)
+        grad_weight_VD = rest[0].mul_(grads[0]).to(ctx.weight_dtype)
+        return (grad_hidden_KD.mul_(grads[0]), grad_weight_VD, *[None] * 6)
 
 
 def push_logprobs(
@@ -163,7 +167,7 @@ def push_logprobs(
     temperature: float = 1.0,
     chunk: int = 256,
     reference: Reference | None = None,
-    at_once: bool = False,
+    grad_into_VD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Measure K tokens and learn from the first k of them, in one pass over the vocabulary.
 
@@ -172,15 +176,15 @@ def push_logprobs(
 
     Args:
         push_k: d loss / d logprob of the first k tokens, a constant.
-        at_once: add the head's gradient to ``weight_VD.grad`` as soon as it is known; autograd
-            would hold it until a tied weight's other part arrives. For tied weights and
-            ``backward()`` alone: of an untied one, hooks (as of DDP) would never hear.
+        grad_into_VD: what the head's gradient is added to right away, in place of giving it to
+            autograd: a tensor of the head's size less. ``backward()`` must then start from the sum
+            itself, not from a multiple.
 
     Returns:
         (sum push logprob, differentiable; logprob_K, entropy_K, kl_K, ref_logprob_K, constants).
     """
     found = _PushedLogprob.apply(  # type: ignore[no-untyped-call]
-        hidden_KD, weight_VD, target_K, push_k, temperature, chunk, reference, at_once
+        hidden_KD, weight_VD, target_K, push_k, temperature, chunk, reference, grad_into_VD
     )
     total, logprob_K, entropy_K, kl_K, ref_logprob_K = found
     return total, logprob_K, entropy_K, kl_K, ref_logprob_K
@@ -238,6 +242,20 @@ def _measure(
             if visit:
                 visit(here, p_cV)
     return out_4K
+
+
+def _sum_for(weight_VD: Tensor, grad_into_VD: Tensor | None) -> Tensor:
+    """What a head's gradient is added up in."""
+    if grad_into_VD is not None:
+        return grad_into_VD
+    return torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype))
+
+
+def _add_product(sum_VD: Tensor, left_Vc: Tensor, right_cD: Tensor) -> None:
+    if sum_VD.dtype == right_cD.dtype:
+        sum_VD.addmm_(left_Vc, right_cD)
+    else:
+        sum_VD.add_(left_Vc @ right_cD)
 
 
 def _log_softmax(hidden_cD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:

@@ -233,9 +233,9 @@ class Learner:
             rows = spare if idle else learn[i]
             last = i == rounds - 1
             with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
-                loss = self._loss(rows, batch, knobs, book, replace(task, idle=idle))
-                # Data-parallel averaging divides by the processes; the coefficients are global.
-                self._accelerator.backward(loss * self._accelerator.num_processes)
+                self._accelerator.backward(
+                    self._loss(rows, batch, knobs, book, replace(task, idle=idle))
+                )
         norm = self._accelerator.clip_grad_norm_(
             self._wrapped.parameters(), self.method.max_grad_norm
         )
@@ -252,7 +252,11 @@ class Learner:
     def _loss(
         self, rows: Sequence[Row], batch: TokenBatch, knobs: Knobs, book: Learned, task: _Task
     ) -> Tensor:
-        """This micro-batch's part of the loss: its tokens' losses times their coefficients."""
+        """This micro-batch's part of the loss, times the number of processes.
+
+        Data-parallel averaging divides by the processes; the coefficients are global.
+        """
+        processes = self._accelerator.num_processes
         coefficient_BT = task.coefficient_BT
         learns_from = None
         if self.method.detach_prefix and not task.idle:
@@ -273,7 +277,7 @@ class Learner:
             measured_bT = packed.mask_bT if task.measure_all else chosen_bT
             if self.method.correction_level != "token" and self.method.correction != "none":
                 measured_bT = packed.mask_bT  # a sequence's ratio is of the whole response
-        push_bT = self._push(micro, knobs) if self._push_is_known(knobs) else None
+        push_bT = processes * self._push(micro, knobs) if self._push_is_known(knobs) else None
         found = self._run(
             packed,
             chosen_bT,
@@ -293,7 +297,7 @@ class Learner:
         )
         loss = self._sum(token, found, batch, responses_b, chosen_bT, micro, knobs, book)
         self._note(token, loss, responses_b, chosen_bT, book)
-        return loss if found.surrogate is None else found.surrogate
+        return processes * loss if found.surrogate is None else found.surrogate
 
     def _run(self, packed: Packed, *args: Any, **kwargs: Any) -> Pass:
         found: Pass = self._wrapped(packed, *args, **kwargs)
