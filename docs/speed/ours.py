@@ -30,8 +30,9 @@ from tpcli.rollout.transformers import TransformersEngine
 from tpcli.train.build import build, grader_of
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Parts
+from tpcli.train.method import Learned
 from tpcli.train.schedules import knobs_at
-from tpcli.train.step import Learned, Learner
+from tpcli.train.step import Learner
 from tpcli.types import Prompt, Rollout, TokenBatch
 
 

@@ -58,18 +58,21 @@ def test_settled_large_blocks_go_back_at_once() -> None:
     assert returned("as it was") < 5
 
 
+@pytest.mark.parametrize(("layers", "trims"), [(1, 2), (2, 1), (3, 0)])
 @pytest.mark.parametrize("learns", [True, False])
-def test_layers_are_trimmed_between_where_activations_are_kept(
-    learns: bool, monkeypatch: pytest.MonkeyPatch
+def test_trimmed_before_body_and_head_and_between_layers_that_keep(
+    layers: int, trims: int, learns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trims: list[None] = []
-    monkeypatch.setattr(heap, "trim", lambda: trims.append(None))
-    monkeypatch.setattr(heap, "LAYERS", 1)
+    """Of two layers."""
+    done: list[None] = []
+    monkeypatch.setattr(heap, "trim", lambda: done.append(None))
+    monkeypatch.setattr(heap, "LAYERS", layers)
     policy, batch = Policy(tiny_llama()), random_batch([5, 3], [4], group_size=2)
     ((row,),) = plan_rows(batch, range(2), budget=100)
+    packed = pack([row], batch)
     with torch.set_grad_enabled(learns):
-        policy.hidden(pack([row], batch))
-    assert len(trims) == (2 if learns else 0)  # of two layers
+        policy(packed, packed.mask_bT)
+    assert len(done) == 2 + (trims if learns else 0)
 
 
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

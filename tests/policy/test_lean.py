@@ -69,7 +69,9 @@ def test_under_autocast_too(index: int) -> None:
     lean = gradients(module, x, autocast=True)
     for own, ours in zip(plain, lean, strict=True):
         assert own.dtype == ours.dtype
-        assert (ours.double() - own.double()).norm() / own.double().norm() < 1e-2
+        # A norm computes in float32 there, a product does not.
+        gap = (ours.double() - own.double()).norm() / own.double().norm()
+        assert gap < (1e-2 if index else 1e-6)
 
 
 def test_a_frozen_projection_gets_no_gradient() -> None:

@@ -187,7 +187,8 @@ def test_sums_over_the_vocabulary_stay_in_single_precision_under_autocast() -> N
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["pushed", "recomputed"])
-def test_a_heads_gradient_is_added_to_what_is_there(known: bool) -> None:
+@pytest.mark.parametrize("half", [True, False], ids=["autocast", "float32"])
+def test_a_heads_gradient_is_added_to_what_is_there(known: bool, half: bool) -> None:
     """The same sum as when autograd adds it up; autograd gives the rest of a tied weight's."""
     found = []
     for into in (False, True):
@@ -199,11 +200,12 @@ def test_a_heads_gradient_is_added_to_what_is_there(known: bool) -> None:
         for _ in range(2):
             hidden_KD = weight_VD[target_K] * 2
             more: Any = {"chunk": 3, "grad_into_VD": weight_VD.grad if into else None}
-            if known:
-                total, *_ = push_logprobs(hidden_KD, weight_VD, target_K, push_k, **more)
-            else:
-                logprob_K, _ = logprob_and_entropy(hidden_KD, weight_VD, target_K, **more)
-                total = (logprob_K * push_k).sum()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                if known:
+                    total, *_ = push_logprobs(hidden_KD, weight_VD, target_K, push_k, **more)
+                else:
+                    logprob_K, _ = logprob_and_entropy(hidden_KD, weight_VD, target_K, **more)
+                    total = (logprob_K * push_k).sum()
             total.backward()  # type: ignore[no-untyped-call]
         found.append(weight_VD.grad)
     torch.testing.assert_close(*found)
@@ -223,27 +225,59 @@ def test_a_gradient_that_was_added_already_cannot_be_scaled() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("known", [True, False], ids=["pushed", "recomputed"])
 def test_no_second_gradient_of_the_vocabularys_size(tied: bool, known: bool) -> None:
-    """Autograd hears of the head, as DDP needs it, but is handed nothing of its size."""
-    model = tiny_llama(tied=tied)
+    """Autograd is handed nothing for the head, and rows for the embedding."""
+    model: Any = tiny_llama(tied=tied)
+    handed = gradients_handed_over(model, known=known, passes=2)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert len(handed["embedding"]) == 2
+    assert all(grad.is_sparse for grad in handed["embedding"])
+    if not tied:
+        assert handed["head"] == [None, None]
+    for weight in (embedding.weight, head.weight):
+        assert weight.grad.layout == torch.strided
+        assert weight.grad.count_nonzero() > 0
+    assert not embedding.sparse
+
+
+def test_half_precision_weights_are_left_to_autograd() -> None:
+    """They would lose what many chunks add."""
+    model: Any = tiny_llama().to(torch.bfloat16)  # type: ignore[arg-type]
+    (grad,) = gradients_handed_over(model, known=True, passes=1)["embedding"]
+    assert not grad.is_sparse
+    assert torch.equal(grad, model.get_input_embeddings().weight.grad)
+
+
+def gradients_handed_over(model: Any, *, known: bool, passes: int) -> dict[str, list[Any]]:
+    """What autograd is given for embedding and head, pass by pass."""
     policy, batch = Policy(model), random_batch([5, 3], [4], group_size=2)
     ((row,),) = plan_rows(batch, range(2), budget=100)
     packed = pack([row], batch)
-    heard: list[str] = []
-    head: Any = policy.head_VD
-    head.register_post_accumulate_grad_hook(lambda _: heard.append("head"))
-    handed: list[Any] = []
-    head.register_hook(handed.append)
+    handed: dict[str, list[Any]] = {"embedding": [], "head": []}
+    model.get_input_embeddings().weight.register_hook(handed["embedding"].append)
+    if not model.config.tie_word_embeddings:
+        model.get_output_embeddings().weight.register_hook(handed["head"].append)
     push_bT = torch.ones_like(packed.mask_bT).float() if known else None
-    for _ in range(2):
+    for _ in range(passes):
         found = policy(packed, packed.mask_bT, push_bT=push_bT)
         total = found.surrogate if known else found.logprob_bT.sum()
         total.backward()
-    assert heard == ["head"] * 2
-    assert all(grad.is_sparse if tied else grad is None for grad in handed)
-    assert head.grad.layout == torch.strided
-    assert head.grad.count_nonzero() > 0
-    embedding: Any = model.get_input_embeddings()
-    assert not embedding.sparse
+    return handed
+
+
+def test_an_error_in_the_body_leaves_the_embedding_as_it_was() -> None:
+    model: Any = tiny_llama()
+    policy, batch = Policy(model), random_batch([5, 3], [4], group_size=2)
+    ((row,),) = plan_rows(batch, range(2), budget=100)
+    packed = pack([row], batch)
+
+    def fail(*_: Any) -> None:
+        assert model.get_input_embeddings().sparse
+        raise MemoryError
+
+    model.base_model.norm.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        policy(packed, packed.mask_bT)
+    assert not model.get_input_embeddings().sparse
 
 
 def test_a_frozen_tied_head_gets_no_gradient() -> None:

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 
 from tpcli.names import AllocationName
 from tpcli.policy.model import Policy
-from tpcli.train.step import Knobs, Learner, Method
+from tpcli.train.method import Knobs, Method
+from tpcli.train.step import Learner
 from tpcli.types import TokenBatch
 
 KNOBS = Knobs(

@@ -19,8 +19,8 @@ from tpcli.rollout.engine import Finished, Progress
 from tpcli.train.build import Data, build, grader_of, settings
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Loop, Parts
+from tpcli.train.method import Knobs, Learned, Method
 from tpcli.train.schedules import knobs_at
-from tpcli.train.step import Knobs, Learned, Method
 from tpcli.types import Answered, Prompt, Rollout, TokenBatch, Verdict
 
 SMALL = """

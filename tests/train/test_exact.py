@@ -16,7 +16,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from tpcli.names import AllocationName, ObjectiveName
 from tpcli.policy import attention
-from tpcli.train.step import Learned
+from tpcli.train.method import Learned
 from tpcli.types import TokenBatch
 
 EXACT = 1e-5

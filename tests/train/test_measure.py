@@ -15,7 +15,7 @@ from tpcli.metrics.stats import BINS
 from tpcli.names import VerdictStatus
 from tpcli.train.collect import Collected
 from tpcli.train.measure import Tally, finish, tally
-from tpcli.train.step import Learned
+from tpcli.train.method import Learned
 from tpcli.types import Rollout, StepStats, TokenBatch, Verdict
 
 LENGTHS = [4, 4, 2, 1]

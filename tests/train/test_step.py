@@ -323,7 +323,9 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
         assert distance(eight, whole) < 1e-5, changes
         assert distance(four_each, whole) < 1e-5, changes
     for head, step in zip(HEADS, found["heads"], strict=True):
-        assert distance(step, head_step(loud, *head, METHOD.micro_batch_tokens)) < 1e-5, head
+        assert distance(step, head_step(step_batch(), *head, METHOD.micro_batch_tokens)) < 1e-5, (
+            head
+        )
     torch.testing.assert_close(
         found["advantages"], advantages("batch_std", loud.reward_B, group_size=2)
     )

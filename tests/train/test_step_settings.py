@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 
 from tpcli.credit.allocation import random_tokens
 from tpcli.names import CorrectionLevel, KlName
-from tpcli.train.step import Knobs, Learned
+from tpcli.train.method import Knobs, Learned
 from tpcli.types import TokenBatch
 
 START = KNOBS.magnitudes["trajectory_percentile"]

@@ -57,7 +57,7 @@ found = {
     "unlike": steps_of(step_batch(), UNLIKE),
     "four_each": steps_of(loud_batch(), ONE_EACH),
     "heads": [
-        head_step(half_of(loud_batch()), *head, ONE_EACH, accelerator=accelerator) for head in HEADS
+        head_step(half_of(step_batch()), *head, UNLIKE, accelerator=accelerator) for head in HEADS
     ],
     "advantages": accelerator.gather(scaled_B),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from tpcli.bench import evaluate, stats
 from tpcli.bench.folder import EvaluationFolder, result_name
 from tpcli.bench.items import Item, Loaded, first
 from tpcli.errors import NotFoundError, TpcliError, UsageError
+from tpcli.jobs.engines import Engines
 from tpcli.jobs.provenance import code_identity, machine, package_versions
 from tpcli.jobs.runs import runs_dir
 from tpcli.names import DtypeName, EngineName, VerifierName
@@ -23,18 +23,10 @@ from tpcli.reward.verify import Grader
 from tpcli.types import Question
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from tpcli.bench.spec import Benchmark
     from tpcli.data.prompts import PromptSet
     from tpcli.jobs.subject import Subject
-    from tpcli.rollout.engine import RolloutEngine
-    from tpcli.rollout.vllm import VllmEngine
-    from tpcli.rollout.vllm_server import VllmServer
     from tpcli.types import Prompt
-
-VLLM_ROWS = 256
-"""Responses asked for at a time: vLLM queues what does not fit into its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +145,7 @@ class Policy:
         self._subject, self._request, self._observer = subject, request, observer
         self._tokenizer = load_tokenizer(subject.weights, trust_remote_code=trust)
         self._context = context_of(subject.weights, trust_remote_code=trust)
-        self._dtype = request.dtype or _best_dtype()
-        self._model: PreTrainedModel | None = None
-        self._vllm: tuple[VllmEngine | VllmServer, int] | None = None
+        self._engines = Engines(subject, request, self._tokenizer, observer)
         self.sampling = _sampling(subject, request)
         self.notes: list[str] = []
 
@@ -203,7 +193,7 @@ class Policy:
             "policy": self._subject.digest,
             "engine": self._request.engine,
             # A server computes in a type of its own.
-            "dtype": self._dtype if self._request.server is None else "server",
+            "dtype": self._engines.dtype if self._request.server is None else "server",
             "chat_template": every.template_hash,
             "asking": asdict(asking),
             "sampling": asdict(sampling),
@@ -253,14 +243,7 @@ class Policy:
         """Draw what is missing; seconds it took, the loading of the model apart."""
         plan.folder.begin(plan.loaded.items)
         longest = max(len(prompt.tokens) for prompt in plan.prompts) + plan.sampling.max_tokens
-        engine: RolloutEngine
-        if self._request.engine == "transformers":
-            model = self._loaded()
-            rows = self._request.rows or _rows(model, longest)
-            engine = self._engine(model, rows)
-        else:
-            rows = self._request.rows or VLLM_ROWS
-            engine = self._vllm_engine(longest, rows)
+        engine, rows = self._engines.of(longest)
         began = time.perf_counter()
         try:
             evaluate.generate(
@@ -285,84 +268,7 @@ class Policy:
 
     def release(self) -> None:
         """Give the model's memory back."""
-        import torch
-
-        self._model = None
-        if self._vllm is not None:
-            self._vllm[0].close()
-            self._vllm = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _engine(self, model: PreTrainedModel, rows: int) -> RolloutEngine:
-        from tpcli.policy.load import eos_ids, pad_id
-        from tpcli.rollout.transformers import TransformersEngine
-
-        return TransformersEngine(
-            model,
-            eos_ids=eos_ids(model, self._tokenizer),
-            pad_id=pad_id(self._tokenizer),
-            max_rows=rows,
-        )
-
-    def _vllm_engine(self, longest: int, rows: int) -> VllmEngine | VllmServer:
-        """One for all benchmarks, made anew for longer responses than it has room for."""
-        import torch
-
-        from tpcli.policy.load import eos_ids_in
-        from tpcli.rollout.vllm import VllmEngine
-        from tpcli.rollout.vllm_server import VllmServer
-        from tpcli.rollout.vllm_transfer import PathTransfer
-        from tpcli.rollout.vllm_weights import saved
-
-        if self._vllm is not None and self._vllm[1] >= longest:
-            return self._vllm[0]
-        self.release()
-        weights, request = self._subject.weights, self._request
-        ends = eos_ids_in(weights, self._tokenizer)
-        self._observer.fetching("starting vLLM", 0, 0)
-        made: VllmEngine | VllmServer
-        if request.engine == "vllm":
-            made = VllmEngine(
-                weights,
-                eos_ids=ends,
-                max_len=longest,
-                max_rows=rows,
-                dtype=self._dtype,
-                seed=request.seed,
-                tensor_parallel=request.tensor_parallel,
-                memory=0.9,
-                # On a CPU a share of all memory is too much, and compiling costs more than it
-                # saves.
-                cache_gb=None if torch.cuda.is_available() else 2.0,
-                eager=not torch.cuda.is_available(),
-                trust_remote_code=self._subject.trust_remote_code,
-            )
-        else:
-            # The server may have been started on any weights of this shape.
-            with tempfile.TemporaryDirectory(prefix="tpcli-weights-") as folder:
-                transfer = PathTransfer(Path(folder), head=True)
-                made = VllmServer(request.server or "", eos_ids=ends, transfer=transfer)
-                made.load(saved(weights), version=1)
-        self._vllm = made, longest
-        return made
-
-    def _loaded(self) -> PreTrainedModel:
-        if self._model is None:
-            import torch
-
-            from tpcli.policy.load import load_model
-
-            self._observer.fetching("loading the model", 0, 0)
-            model: Any
-            model, _ = load_model(
-                self._subject.weights,
-                dtype=self._dtype,
-                trust_remote_code=self._subject.trust_remote_code,
-            )
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
-            self._model = model
-        return self._model
+        self._engines.release()
 
     def _conclude(
         self, plan: _Plan, grader: Grader, seconds: float, notes: Sequence[str]
@@ -472,23 +378,3 @@ def _asking(subject: Subject, request: Request, bench: Benchmark) -> evaluate.As
     data = recipe.data
     examples = tuple((e.question, e.solution) for e in data.examples)
     return evaluate.Asking(data.system, data.template, examples, thinking)
-
-
-def _rows(model: PreTrainedModel, longest: int) -> int:
-    """A power of two of responses, 64 at most, whose keys and values fill half of free memory."""
-    import psutil
-    import torch
-
-    from tpcli.policy.load import cache_bytes
-
-    free: int = psutil.virtual_memory().available
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    room = int(free / 2 / (cache_bytes(model) * longest))
-    return min(64, 1 << max(room.bit_length() - 1, 0))
-
-
-def _best_dtype() -> DtypeName:
-    import torch
-
-    return "bfloat16" if torch.cuda.is_available() else "float32"

@@ -1,7 +1,7 @@
 """Memory that glibc's allocator keeps although nobody uses it, given back to the system.
 
 On a CPU, activations that stay until the backward pass and intermediate results that go at once
-share a heap that is full of holes: a sixth of an update's peak for SmolLM2. Other systems and C
+share a heap that is full of holes: a third of what they take for SmolLM2. Other systems and C
 libraries are left alone.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 LARGE = 1_500_000
 """Bytes from which a freed block goes back at once. glibc lets the limit grow to 32 MB; with a far
 lower one every element-wise step waits for fresh pages."""
-LAYERS = 8
-"""Layers of a forward pass between which to ``trim``: what they keep for the backward pass lies
-between what they let go, 5 MiB of it a layer for SmolLM2."""
 KEPT = 64 * 2**20
 """Bytes at the end of the heap that stay for what comes next, but for ``trim``."""
+LAYERS = 8
+"""``trim`` after so many layers of a forward pass with gradient: each leaves some 5 MiB of holes
+between what it keeps (SmolLM2)."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 

@@ -45,8 +45,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         wide: Tensor = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean_square = torch.linalg.vecdot(wide, wide).unsqueeze(-1).div_(wide.shape[-1])
-        scale = mean_square.add_(eps).rsqrt_()
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight_D, scale)
         normed: Tensor = (wide * scale).to(x.dtype)
         same = weight_D.dtype == x.dtype
@@ -60,7 +59,7 @@ class _RMSNorm(torch.autograd.Function):
         product = grad * normed
         grad_weight_D = product.flatten(0, -2).sum(0)
         grad_normed = torch.mul(grad, weight_D, out=product)
-        along = torch.linalg.vecdot(grad_normed, normed).unsqueeze(-1).div_(x.shape[-1])
+        along = (grad_normed * normed).mean(-1, keepdim=True)
         grad_x = grad_normed.addcmul_(normed, along, value=-1).mul_(scale)
         return grad_x.to(x.dtype), grad_weight_D.to(weight_D.dtype), None
 

@@ -1,5 +1,7 @@
 """The policy as the trainer sees it: packed lines in, log-probs of chosen tokens out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,8 @@ class Pass:
 
     Attributes:
         logprob_bT, entropy_bT: nats, 0 where not chosen; with gradient, but for a pushed pass.
-        surrogate: of a pushed pass, sum of push times log-prob; its gradient is that of the loss.
+        surrogate: of a pushed pass, sum of push times log-prob; its gradient is that of the loss,
+            and not to be scaled.
         scores: of the measured tokens; of a pushed pass, of the chosen ones as well.
     """
 
@@ -67,28 +70,11 @@ class Policy(nn.Module):
         keep_less(model)
 
     @property
-    def _tied(self) -> bool:
-        """Whether head and input embedding are one weight."""
-        return self.head_VD is self.model.get_input_embeddings().weight
-
-    @property
     def head_VD(self) -> Tensor:
         """The output head's weight."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert isinstance(head, nn.Linear)
         return head.weight
-
-    def _head_gradient(self) -> Tensor | None:
-        """The head's ``grad``, to be added to; None where autograd is to do it, or nobody.
-
-        Half precision would lose what many chunks add.
-        """
-        head_VD = self.head_VD
-        if not (torch.is_grad_enabled() and head_VD.requires_grad) or head_VD.dtype.itemsize < 4:
-            return None
-        if head_VD.grad is None:
-            head_VD.grad = torch.zeros_like(head_VD)
-        return head_VD.grad
 
     def forward(
         self,
@@ -102,13 +88,15 @@ class Policy(nn.Module):
     ) -> Pass:
         """Run the lines; score the chosen tokens with gradient, and measure others without.
 
-        The head's gradient is added to its ``grad`` without a buffer, in part during this very
-        pass: clear gradients before it, not between it and ``backward()``.
+        The head's gradient is added to its ``grad`` past autograd, which would want another tensor
+        of its size; with ``push_bT`` during this very pass. So clear gradients before it, not
+        between it and the one ``backward()``.
 
         Args:
             chosen_bT: bool, the tokens that learn.
             push_bT: d loss / d logprob of each, where that is known beforehand: then one pass over
-                the vocabulary forms the gradient, and ``Pass.surrogate`` carries it.
+                the vocabulary forms the gradient, and ``Pass.surrogate`` carries it. Every factor
+                belongs in here: the surrogate cannot be scaled afterwards.
             measured_bT: bool, the tokens that ``Pass.scores`` is about; None for no scores.
             reference: measured against.
         """
@@ -118,7 +106,8 @@ class Policy(nn.Module):
         if reference is not None and measured_bT is not None:
             with torch.no_grad():
                 ref_MD = reference.hidden(packed)
-        hidden_MD = self.hidden(packed)
+        with _rows_added(self.model.get_input_embeddings()):
+            hidden_MD = self.hidden(packed)
         self._trim()
         if push_bT is not None:
             return self._push(
@@ -132,7 +121,7 @@ class Policy(nn.Module):
             packed.target_bT[chosen_bT],
             temperature=temperature,
             chunk=self.head_chunk,
-            grad_into_VD=self._head_gradient(),
+            grad_into_VD=_grad_to_add_to(self.head_VD),
         )
         scores = None
         if measured_bT is not None:
@@ -163,7 +152,7 @@ class Policy(nn.Module):
             temperature=temperature,
             chunk=self.head_chunk,
             reference=_reference(reference, ref_MD, predictor_K),
-            grad_into_VD=self._head_gradient(),
+            grad_into_VD=_grad_to_add_to(self.head_VD),
         )
         chosen = len(packed.predictor_bT[chosen_bT])
         spread = [
@@ -189,9 +178,6 @@ class Policy(nn.Module):
         recompute = self._checkpointing() and torch.is_grad_enabled()
         line.layout.calls = 0
         self.model.train(recompute)
-        embedding: Any = self.model.get_input_embeddings()
-        # Rows to add to a gradient that is there, in place of another one of its size.
-        embedding.sparse = self._tied and self._head_gradient() is not None
         out = self.model.base_model(
             input_ids=line.input_M[None],
             position_ids=line.position_M[None],
@@ -202,7 +188,6 @@ class Policy(nn.Module):
             kernel=self._attention,
         )
         self.model.train(False)
-        embedding.sparse = False  # as DDP is to see it
         check_used(line.layout, self.model)
         hidden_1MD: Tensor = out.last_hidden_state
         return hidden_1MD[0]
@@ -246,6 +231,33 @@ class Policy(nn.Module):
             reference=_reference(reference, ref_MD, predictor_K),
         )
         return Scores(*(_spread(value_K, measured_bT) for value_K in found))
+
+
+def _grad_to_add_to(weight: Tensor) -> Tensor | None:
+    """The weight's ``grad``, made where there is none yet; None where autograd is to add it up.
+
+    Half precision would lose what many chunks add.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad) or weight.dtype.itemsize < 4:
+        return None
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
+
+
+@contextmanager
+def _rows_added(embedding: Any) -> Iterator[None]:
+    """Inside, an embedding on a CPU gives the rows of its gradient instead of one of its size.
+
+    They are added to the ``grad`` that is there. Only inside: DDP looks at the flag when it wraps
+    the model, and would send rows. On a GPU they would be added in no fixed order.
+    """
+    weight: Tensor = embedding.weight
+    embedding.sparse = weight.device.type == "cpu" and _grad_to_add_to(weight) is not None
+    try:
+        yield
+    finally:
+        embedding.sparse = False
 
 
 def _reference(

@@ -53,7 +53,7 @@ class _ChunkedLogprob(torch.autograd.Function):
         hidden_KD, weight_VD, target_K, entropy_K = ctx.saved_tensors
         head_VD = weight_VD.to(ctx.dtype)
         grad_hidden_KD = torch.empty_like(hidden_KD)
-        grad_weight_VD = _sum_for(weight_VD, ctx.grad_into_VD)
+        grad_weight_VD = _gradient_sum(weight_VD, ctx.grad_into_VD)
         with_entropy = bool(grad_entropy_K.any())
         for here in _chunks(len(target_K), ctx.chunk):
             hidden_cD = hidden_KD[here].to(ctx.dtype)
@@ -91,7 +91,7 @@ def logprob_and_entropy(
         temperature: > 0.
         chunk: tokens whose logits exist at once.
         grad_into_VD: what the backward pass adds the head's gradient to, in place of giving it to
-            autograd: a tensor of the head's size less.
+            autograd, which saves a tensor of the head's size.
 
     Returns:
         (logprob_K, entropy_K), nats, float32 (float64 for a float64 model).
@@ -122,7 +122,7 @@ class _PushedLogprob(torch.autograd.Function):
         head_VD = weight_VD.to(dtype)
         scale_k1 = (push_k / temperature)[:, None]
         grad_hidden_KD = torch.zeros_like(hidden_KD)
-        grad_weight_VD = _sum_for(weight_VD, grad_into_VD)
+        grad_weight_VD = _gradient_sum(weight_VD, grad_into_VD)
 
         def push(here: slice, p_cV: Tensor) -> None:
             """d logprob / d z = onehot(target) - p; the chunk's first tokens are those pushed."""
@@ -140,7 +140,7 @@ class _PushedLogprob(torch.autograd.Function):
             hidden_KD, weight_VD, target_K, temperature, chunk, reference=reference, visit=push
         )
         ctx.save_for_backward(grad_hidden_KD, *([grad_weight_VD] if grad_into_VD is None else []))
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.added, ctx.weight_dtype = grad_into_VD is not None, weight_VD.dtype
         logprob_K, entropy_K, kl_K, ref_logprob_K = found_4K
         total = (push_k * logprob_K[: len(push_k)]).sum()
         ctx.mark_non_differentiable(logprob_K, entropy_K, kl_K, ref_logprob_K)
@@ -148,13 +148,13 @@ class _PushedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden_KD, *rest = ctx.saved_tensors
-        if not rest:
+        grad_hidden_KD, *sums = ctx.saved_tensors
+        if ctx.added:
             if grads[0] != 1:
                 raise ValueError("the head's gradient was added as it was: scale push_k instead")
             return (grad_hidden_KD, *[None] * 7)
         # In place: a second copy of the head's gradient would be the largest tensor there is.
-        grad_weight_VD = rest[0].mul_(grads[0]).to(ctx.weight_dtype)
+        grad_weight_VD = sums[0].mul_(grads[0]).to(ctx.weight_dtype)
         return (grad_hidden_KD.mul_(grads[0]), grad_weight_VD, *[None] * 6)
 
 
@@ -177,8 +177,8 @@ def push_logprobs(
     Args:
         push_k: d loss / d logprob of the first k tokens, a constant.
         grad_into_VD: what the head's gradient is added to right away, in place of giving it to
-            autograd: a tensor of the head's size less. ``backward()`` must then start from the sum
-            itself, not from a multiple.
+            autograd, which saves a tensor of the head's size. ``backward()`` must then start from
+            the sum itself, not from a multiple.
 
     Returns:
         (sum push logprob, differentiable; logprob_K, entropy_K, kl_K, ref_logprob_K, constants).
@@ -244,14 +244,15 @@ def _measure(
     return out_4K
 
 
-def _sum_for(weight_VD: Tensor, grad_into_VD: Tensor | None) -> Tensor:
-    """What a head's gradient is added up in."""
+def _gradient_sum(weight_VD: Tensor, grad_into_VD: Tensor | None) -> Tensor:
+    """What a head's gradient is added up in: as given, or zeros."""
     if grad_into_VD is not None:
         return grad_into_VD
     return torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype))
 
 
 def _add_product(sum_VD: Tensor, left_Vc: Tensor, right_cD: Tensor) -> None:
+    """In place; without another [V, D] tensor where all are of one type."""
     if sum_VD.dtype == right_cD.dtype:
         sum_VD.addmm_(left_Vc, right_cD)
     else:

@@ -25,13 +25,13 @@ def prepacked(model: nn.Module) -> Iterator[None]:
     """
     layers = [layer for layer in model.modules() if _available() and _fits(layer)]
     products = [_forward(layer) for layer in layers]
-    for layer, product in zip(layers, products, strict=True):
-        layer.forward = product  # type: ignore[method-assign, assignment]
     try:
+        for layer, product in zip(layers, products, strict=True):
+            layer.forward = product  # type: ignore[method-assign, assignment]
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _available() -> bool:

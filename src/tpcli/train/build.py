@@ -28,8 +28,9 @@ from tpcli.train.engines import engine_of
 from tpcli.train.evaluate import HeldOut
 from tpcli.train.journal import Journal
 from tpcli.train.loop import Parts, Settings
+from tpcli.train.method import Method
 from tpcli.train.schedules import knobs_at, progress_at, rules, value_at
-from tpcli.train.step import Learner, Method
+from tpcli.train.step import Learner
 from tpcli.train.team import Team
 from tpcli.train.tempo import Tempo
 from tpcli.train.warmup import solutions_of, warm_up, warmup_key

@@ -27,8 +27,9 @@ from tpcli.train.collect import Asking, Collected, Collector
 from tpcli.train.evaluate import HeldOut, accuracy
 from tpcli.train.journal import Journal
 from tpcli.train.measure import finish, tally
+from tpcli.train.method import Knobs, Learned
 from tpcli.train.order import response_seed
-from tpcli.train.step import Knobs, Learned, Learner
+from tpcli.train.step import Learner
 from tpcli.train.sync import Sync
 from tpcli.train.team import Team
 from tpcli.train.tempo import Tempo

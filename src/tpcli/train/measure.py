@@ -16,7 +16,7 @@ from tpcli.loss.correction import mismatch
 from tpcli.metrics.stats import STAGES, by_percentile, by_stage, groups_without_signal, mean_of
 from tpcli.names import VerdictStatus
 from tpcli.train.collect import Collected
-from tpcli.train.step import Knobs, Learned
+from tpcli.train.method import Knobs, Learned
 from tpcli.types import StepStats, TokenBatch
 
 

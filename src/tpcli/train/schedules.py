@@ -6,7 +6,7 @@ from tpcli.credit import schedule
 from tpcli.optim.adamw import lr_at
 from tpcli.recipe.scalar import Scalar, Schedule, moves
 from tpcli.recipe.schema import Recipe
-from tpcli.train.step import Knobs
+from tpcli.train.method import Knobs
 from tpcli.train.tempo import Rule
 
 

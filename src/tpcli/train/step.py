@@ -4,9 +4,9 @@ Letters: B responses of this process, T padded response tokens, b responses of a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,94 +19,11 @@ from tpcli.loss.correction import correct
 from tpcli.loss.kl import ESTIMATORS
 from tpcli.loss.reduce import Totals, coefficients, count, gradient_scale
 from tpcli.loss.surrogate import TokenLoss, token_loss
-from tpcli.names import (
-    AllocationName,
-    CorrectionLevel,
-    CorrectionName,
-    DenominatorName,
-    KlName,
-    ObjectiveName,
-    ReductionName,
-)
 from tpcli.optim.adamw import set_lr
 from tpcli.policy.model import Pass, Policy, Scores
 from tpcli.policy.pack import Packed, Row, pack, plan_rows
+from tpcli.train.method import Knobs, Learned, Method
 from tpcli.types import TokenBatch
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """What stays fixed over a run."""
-
-    allocations: tuple[AllocationName, ...]
-    focus: tuple[float, float]
-    objective: ObjectiveName
-    dual_clip: float | None
-    correction: CorrectionName
-    correction_level: CorrectionLevel
-    reduction: ReductionName
-    denominator: DenominatorName
-    constant: float | None
-    kl_estimator: KlName
-    updates: int
-    max_grad_norm: float
-    micro_batch_tokens: int
-    detach_prefix: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Knobs:
-    """What a schedule may move: the values of one step.
-
-    ``moving`` repeats, by name, those that the recipe schedules beside the magnitude.
-    """
-
-    temperature: float
-    top_p: float
-    penalty: float
-    magnitudes: Mapping[AllocationName, float]
-    alpha: float
-    kappa: float
-    clip_low: float
-    clip_high: float
-    tau_positive: float
-    tau_negative: float
-    correction_low: float
-    correction_high: float
-    kl_coef: float
-    entropy_coef: float
-    lr: float
-    moving: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def magnitude(self) -> float:
-        """Of the first allocation; 0, plain GRPO, where none has one."""
-        return next(iter(self.magnitudes.values()), 0.0)
-
-
-@dataclass(slots=True, eq=False)
-class Learned:
-    """What a phase saw and did; every tensor is this process's share, [B, T] on the CPU.
-
-    ``coefficient_BT`` is what each token's loss was multiplied by, ``clipped_BT`` where a bound of
-    the objective held. Log-prob, entropy and KL are those of ``measured_BT`` and 0 elsewhere.
-    ``sums`` holds numbers to be added up over processes; ``whole`` says that every response token
-    was measured; ``grad_norm`` is
-    already global.
-    """
-
-    weight_BT: Tensor
-    advantage_BT: Tensor
-    logprob_BT: Tensor
-    entropy_BT: Tensor
-    kl_BT: Tensor
-    ref_logprob_BT: Tensor
-    measured_BT: Tensor
-    coefficient_BT: Tensor
-    clipped_BT: Tensor
-    sums: dict[str, float]
-    whole: bool = True
-    grad_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +72,7 @@ class Learner:
         Args:
             measure_all: measure every response token; else only where the step needs it.
         """
-        book = _blank(batch)
+        book = Learned.blank(batch)
         responses = range(len(batch.mask_BT))
         method = self.method
         ahead = method.updates > 1 or not NEEDS_SCORING.isdisjoint(method.allocations)
@@ -215,7 +132,7 @@ class Learner:
             denominator=self.method.denominator,
             constant=self.method.constant,
         )
-        _add(book.sums, "gradient_scale", gradient_scale(coefficient_BT[here], totals))
+        book.add("gradient_scale", gradient_scale(coefficient_BT[here], totals))
         # A response whose every push is zero has no gradient; it is measured, never learned from.
         pushed_B = (coefficient_BT * book.advantage_BT != 0).any(-1)
         if knobs.kl_coef or knobs.entropy_coef:
@@ -252,7 +169,7 @@ class Learner:
     def _loss(
         self, rows: Sequence[Row], batch: TokenBatch, knobs: Knobs, book: Learned, task: _Task
     ) -> Tensor:
-        """This micro-batch's part of the loss, times the number of processes.
+        """What has the gradient of this micro-batch's loss, times the number of processes.
 
         Data-parallel averaging divides by the processes; the coefficients are global.
         """
@@ -354,10 +271,10 @@ class Learner:
             ref_bT = torch.where(chosen_bT, ref_bT, 0.0)
             kl_bT = ESTIMATORS[self.method.kl_estimator](found.logprob_bT, ref_bT)
             loss_bT = loss_bT + knobs.kl_coef * kl_bT
-            _add(book.sums, "kl_loss", (coefficient_bT * kl_bT).sum())
+            book.add("kl_loss", (coefficient_bT * kl_bT).sum())
         if knobs.entropy_coef:
             loss_bT = loss_bT - knobs.entropy_coef * found.entropy_bT
-            _add(book.sums, "entropy_bonus", (coefficient_bT * found.entropy_bT).sum())
+            book.add("entropy_bonus", (coefficient_bT * found.entropy_bT).sum())
         return (coefficient_bT * loss_bT).sum()
 
     def _note(
@@ -369,17 +286,17 @@ class Learner:
         book: Learned,
     ) -> None:
         """What the metrics want to know of a micro-batch."""
-        _add(book.sums, "loss", loss)
-        _add(book.sums, "learning_tokens", chosen_bT.sum())
+        book.add("loss", loss)
+        book.add("learning_tokens", chosen_bT.sum())
         for name, clipped_bT in (
             ("clip_low", token.low_BT),
             ("clip_high", token.high_BT),
             ("clip_dual", token.dual_BT),
         ):
-            _add(book.sums, name, (clipped_bT & chosen_bT).sum())
+            book.add(name, (clipped_bT & chosen_bT).sum())
         clipped_bT = (token.low_BT | token.high_BT | token.dual_BT) & chosen_bT
         book.clipped_BT[responses_b] = clipped_bT.cpu()
-        _add(book.sums, "ppo_kl", -torch.where(chosen_bT, token.log_ratio_BT, 0.0).sum())
+        book.add("ppo_kl", -torch.where(chosen_bT, token.log_ratio_BT, 0.0).sum())
 
     def _correction(
         self,
@@ -400,8 +317,8 @@ class Learner:
             high=knobs.correction_high,
         )
         chosen_bT = chosen_bT.cpu()
-        _add(book.sums, "correction", (found.weight_BT * chosen_bT).sum())
-        _add(book.sums, "corrected", (found.touched_BT & chosen_bT).sum())
+        book.add("correction", (found.weight_BT * chosen_bT).sum())
+        book.add("corrected", (found.touched_BT & chosen_bT).sum())
         return found.weight_BT.to(self._accelerator.device)
 
     @torch.no_grad()
@@ -442,25 +359,3 @@ class Learner:
     def _maximum(self, value: int) -> int:
         mine = torch.tensor([value], device=self._accelerator.device)
         return int(self._accelerator.gather(mine).max())
-
-
-def _blank(batch: TokenBatch) -> Learned:
-    def zeros() -> Tensor:
-        return torch.zeros(batch.mask_BT.shape)
-
-    return Learned(
-        weight_BT=zeros(),
-        advantage_BT=zeros(),
-        logprob_BT=zeros(),
-        entropy_BT=zeros(),
-        kl_BT=zeros(),
-        ref_logprob_BT=zeros(),
-        measured_BT=zeros().bool(),
-        coefficient_BT=zeros(),
-        clipped_BT=zeros().bool(),
-        sums={},
-    )
-
-
-def _add(sums: dict[str, float], name: str, value: Tensor) -> None:
-    sums[name] = sums.get(name, 0.0) + float(value.detach())

@@ -1,4 +1,4 @@
-"""How many responses are decoded at once, and what is said when they are too many."""
+"""How many responses are decoded at once."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.tiny import tiny_llama
 
-from tpcli.jobs.examine import _rows
+from tpcli.jobs.engines import rows_of
 from tpcli.policy.load import cache_bytes
 
 
@@ -28,4 +28,4 @@ def test_rows_are_a_power_of_two_that_fills_half_of_memory(
     model: Any = tiny_llama()
     free = SimpleNamespace(available=tokens_in_memory * cache_bytes(model))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    assert _rows(model, 100) == rows
+    assert rows_of(model, 100) == rows
