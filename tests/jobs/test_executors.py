@@ -53,7 +53,7 @@ def submit(executor: Executor, run_dir: Path) -> Job:
     return job
 
 
-def until(happened: Callable[[], bool], seconds: float = 60) -> None:
+def until(happened: Callable[[], bool], seconds: float = 180) -> None:
     limit = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < limit, "it never happened"

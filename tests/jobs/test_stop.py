@@ -52,7 +52,7 @@ def supervisor(runs: Path) -> Iterator[subprocess.Popen[bytes]]:
     run_dir = make_run(runs, "aaaaaaa")
     process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(run_dir)])
     try:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 180
         while not (run_dir / folder.STATE).exists():
             assert time.monotonic() < limit, "it never began"
             time.sleep(0.05)

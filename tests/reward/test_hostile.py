@@ -40,7 +40,7 @@ def test_mathematics_survives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {v.status for v in given.values()} <= ENDS
     assert max(v.ms for v in given.values()) <= 1_000 * (DEADLINE + 0.5)
     hung = sum(v.status == "timeout" for v in given.values())
-    assert 5 <= hung <= 40
+    assert 5 <= hung < len(HOSTILE) / 2
     assert seconds < (hung / WORKERS + 1) * (DEADLINE + 0.5) + 10
     assert [*tmp_path.iterdir()] == []
 
