@@ -9,6 +9,9 @@ trying one of each class.
 Letters: D hidden size, I intermediate size, ... any leading dimensions.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from inspect import signature
 from types import MethodType
 from typing import Any
@@ -16,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+NEARLY_0 = 1e-18
+"""Squares of what is larger are still normal numbers in float32."""
 
 
 def keep_less(model: nn.Module) -> None:
@@ -36,60 +42,108 @@ def keep_less(model: nn.Module) -> None:
             module.forward = MethodType(form, module)
 
 
-class _RMSNorm(torch.autograd.Function):
-    """y = w x r with r = (mean(x^2) + eps)^-1/2; keeps x and r.
+@contextmanager
+def products_added() -> Iterator[None]:
+    """Inside, a gated MLP runs so that its weights' gradients are added to ``grad`` past autograd.
 
-    With n = x r and g = w dL/dy: dL/dx = r (g - n mean(g n)), dL/dw = sum n dL/dy.
+    A product that is added where it is wanted needs no tensor of its own, which is as large as the
+    weight, and no second pass. For whoever calls ``backward()``, not for ``autograd.grad``.
+    """
+    token = _adding.set(True)
+    try:
+        yield
+    finally:
+        _adding.reset(token)
+
+
+_adding = ContextVar("adding", default=False)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = w x r with r = (mean(x^2) + eps)^-1/2; keeps r, and x or y.
+
+    With n = x r = y / w and g = w dL/dy: dL/dx = r (g - n mean(g n)), dL/dw = sum n dL/dy. What
+    follows a norm keeps y anyway, and nothing else keeps x.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         wide: Tensor = x.to(torch.promote_types(x.dtype, torch.float32))
         scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight_D, scale)
         normed: Tensor = (wide * scale).to(x.dtype)
         same = weight_D.dtype == x.dtype
-        return normed.mul_(weight_D) if same else normed * weight_D
+        y = normed.mul_(weight_D) if same else normed * weight_D
+        # Half precision would round twice; elsewhere than on a CPU the look at w would be waited for.
+        ctx.from_y = (
+            y.dtype.itemsize >= 4 and same and y.device.type == "cpu" and _divides(weight_D)
+        )
+        ctx.save_for_backward(y if ctx.from_y else x, weight_D, scale)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_D, scale = ctx.saved_tensors
+        kept, weight_D, scale = ctx.saved_tensors
         grad = grads[0].to(scale.dtype)
-        normed = x * scale
+        normed = kept / weight_D if ctx.from_y else kept * scale
         product = grad * normed
         grad_weight_D = product.flatten(0, -2).sum(0)
         grad_normed = torch.mul(grad, weight_D, out=product)
         along = (grad_normed * normed).mean(-1, keepdim=True)
         grad_x = grad_normed.addcmul_(normed, along, value=-1).mul_(scale)
-        return grad_x.to(x.dtype), grad_weight_D.to(weight_D.dtype), None
+        return grad_x.to(kept.dtype), grad_weight_D.to(weight_D.dtype), None
+
+
+def _divides(weight_D: Tensor) -> bool:
+    """Whether what was multiplied by the weight can be found again: no element is 0, or nearly.
+
+    Never in half precision, which would round once more, nor on a GPU, which would be waited for.
+    """
+    if weight_D.dtype.itemsize < 4 or weight_D.device.type != "cpu":
+        return False
+    return bool(weight_D.abs().min() > NEARLY_0)
 
 
 class _GatedMLP(torch.autograd.Function):
     """W_down (silu(W_gate x) * W_up x); keeps x and both projections."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate_ID: Tensor, up_ID: Tensor, down_DI: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, gate_ID: Tensor, up_ID: Tensor, down_DI: Tensor, add_to: Sequence[Any]
+    ) -> Tensor:
         gate, up = functional.linear(x, gate_ID), functional.linear(x, up_ID)
         ctx.save_for_backward(x, gate_ID, up_ID, down_DI, gate, up)
+        ctx.add_to = add_to  # a parameter each, or None
         return functional.linear(functional.silu(gate).mul_(up), down_DI)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gate_ID, up_ID, down_DI, gate, up = ctx.saved_tensors
         x_MD, gate_MI, up_MI, grad_MD = (t.flatten(0, -2) for t in (x, gate, up, grads[0]))
-        _, *wanted = ctx.needs_input_grad
+        to_gate, to_up, to_down = ctx.add_to
+        _, *wanted, _ = ctx.needs_input_grad
         hidden_MI = functional.silu(gate_MI)
         grad_MI = grad_MD @ down_DI
         grad_up_MI = grad_MI * hidden_MI
-        grad_gate_MI = torch.ops.aten.silu_backward(grad_MI.mul_(up_MI), gate_MI)
         hidden_MI.mul_(up_MI)
-        grad_x_MD = torch.addmm(grad_gate_MI @ gate_ID, grad_up_MI, up_ID)
-        return (
-            grad_x_MD.view_as(x),
-            grad_gate_MI.T @ x_MD if wanted[0] else None,
-            grad_up_MI.T @ x_MD if wanted[1] else None,
-            grad_MD.T @ hidden_MI if wanted[2] else None,
-        )
+        grad_down_DI = _product(grad_MD, hidden_MI, to_down) if wanted[2] else None
+        del hidden_MI
+        grad_gate_MI = grad_MI.mul_(up_MI)
+        torch.ops.aten.silu_backward.grad_input(grad_gate_MI, gate_MI, grad_input=grad_gate_MI)
+        grad_gate_ID = _product(grad_gate_MI, x_MD, to_gate) if wanted[0] else None
+        grad_up_ID = _product(grad_up_MI, x_MD, to_up) if wanted[1] else None
+        grad_x_MD = (grad_gate_MI @ gate_ID).addmm_(grad_up_MI, up_ID)
+        return grad_x_MD.view_as(x), grad_gate_ID, grad_up_ID, grad_down_DI, None
+
+
+def _product(left_MO: Tensor, right_MI: Tensor, add_to: nn.Parameter | None) -> Tensor | None:
+    """A weight's gradient, [O, I]; None where it has been added to the ``grad`` of ``add_to``."""
+    if add_to is None:
+        return left_MO.T @ right_MI
+    if add_to.grad is None:
+        add_to.grad = left_MO.T @ right_MI
+    else:
+        add_to.grad.addmm_(left_MO.T, right_MI)
+    return None
 
 
 def _norm(self: Any, x: Tensor) -> Tensor:
@@ -104,16 +158,15 @@ def _mlp(self: Any, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         plain: Tensor = type(self).forward(self, x)
         return plain
-    inputs: tuple[Tensor, ...] = (
-        x,
-        self.gate_proj.weight,
-        self.up_proj.weight,
-        self.down_proj.weight,
-    )
+    weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+    inputs: tuple[Tensor, ...] = (x, *weights)
     kind = x.device.type
     if torch.is_autocast_enabled(kind):  # as it would cast each of them
         inputs = tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in inputs)
-    out: Tensor = _GatedMLP.apply(*inputs)  # type: ignore[no-untyped-call]
+    # Half precision would lose what many micro-batches add.
+    add = _adding.get() and all(tensor.dtype.itemsize >= 4 for tensor in inputs)
+    add_to = weights if add else (None, None, None)
+    out: Tensor = _GatedMLP.apply(*inputs, add_to)  # type: ignore[no-untyped-call]
     return out
 
 

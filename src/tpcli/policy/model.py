@@ -13,7 +13,7 @@ from tpcli.errors import UsageError
 from tpcli.names import AttentionName
 from tpcli.policy import heap
 from tpcli.policy.attention import attend_by_segments, check_used
-from tpcli.policy.lean import keep_less
+from tpcli.policy.lean import keep_less, products_added
 from tpcli.policy.pack import Line, Packed
 from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
 
@@ -100,15 +100,15 @@ class Policy(nn.Module):
             measured_bT: bool, the tokens that ``Pass.scores`` is about; None for no scores.
             reference: measured against.
         """
-        self._trim()
         # Before the policy: both may keep keys and values in the layouts of two lines.
         ref_MD = None
         if reference is not None and measured_bT is not None:
             with torch.no_grad():
                 ref_MD = reference.hidden(packed)
-        with _rows_added(self.model.get_input_embeddings()):
+        with _rows_added(self.model.get_input_embeddings()), products_added():
             hidden_MD = self.hidden(packed)
-        self._trim()
+        if hidden_MD.device.type == "cpu":
+            heap.trim()
         if push_bT is not None:
             return self._push(
                 packed, hidden_MD, chosen_bT, push_bT, temperature, measured_bT, reference, ref_MD
@@ -161,10 +161,6 @@ class Policy(nn.Module):
         ]
         logprob_bT, entropy_bT = spread[0] * chosen_bT, spread[1] * chosen_bT
         return Pass(logprob_bT, entropy_bT, surrogate, Scores(*spread))
-
-    def _trim(self) -> None:
-        if self.head_VD.device.type == "cpu":
-            heap.trim()
 
     def hidden(self, packed: Packed) -> Tensor:
         """Last hidden states of all positions, [M, D], of both lines where there are two."""

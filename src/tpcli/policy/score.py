@@ -11,10 +11,15 @@ more than a few [c, V] tensors: memory is flat in K.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+ROWS = 32
+"""oneDNN multiplies multiples of so many rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +62,9 @@ class _ChunkedLogprob(torch.autograd.Function):
         with_entropy = bool(grad_entropy_K.any())
         for here in _chunks(len(target_K), ctx.chunk):
             hidden_cD = hidden_KD[here].to(ctx.dtype)
-            log_p_cV = _log_softmax(hidden_cD, head_VD, ctx.temperature)
-            grad_cV = log_p_cV.exp()
+            logits_cV = _logits(hidden_cD, head_VD, ctx.temperature)
+            log_p_cV = _log_softmax(logits_cV, torch.empty_like(logits_cV))
+            grad_cV = torch.exp(log_p_cV, out=logits_cV)
             if with_entropy:
                 entropy_c1 = entropy_K[here, None]
                 entropic_cV = (log_p_cV + entropy_c1) * (-grad_entropy_K[here, None])
@@ -226,19 +232,24 @@ def _measure(
     dtype = _matmul_dtype(hidden_KD)
     head_VD = weight_VD.to(dtype)
     out_4K = torch.zeros(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
+    # Made once: on a CPU fresh memory of this size costs as much as what is written to it.
+    longest = min(chunk, len(target_K))
+    log_p_xV, p_xV = (out_4K.new_empty(longest, len(head_VD)) for _ in range(2))
     # Autocast would take the sums in half precision.
     with torch.autocast(hidden_KD.device.type, enabled=False):
         for here in _chunks(len(target_K), chunk):
-            log_p_cV = _log_softmax(hidden_KD[here].to(dtype), head_VD, temperature)
+            size = here.stop - here.start
             target_c1 = target_K[here, None]
+            logits_cV = _logits(hidden_KD[here].to(dtype), head_VD, temperature)
+            log_p_cV = _log_softmax(logits_cV, log_p_xV[:size])
             out_4K[0, here] = log_p_cV.gather(1, target_c1)[:, 0]
-            p_cV = log_p_cV.exp()
-            out_4K[1, here] = -torch.linalg.vecdot(p_cV, log_p_cV)
+            p_cV = torch.exp(log_p_cV, out=p_xV[:size])
+            out_4K[1, here] = -torch.mul(p_cV, log_p_cV, out=logits_cV).sum(-1)
             if reference:
                 ref_cD, ref_VD = reference.hidden_KD[here].to(dtype), reference.weight_VD.to(dtype)
-                log_q_cV = _log_softmax(ref_cD, ref_VD, temperature)
+                log_q_cV = _log_softmax(_logits(ref_cD, ref_VD, temperature), logits_cV)
                 out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
-                out_4K[2, here] = torch.linalg.vecdot(p_cV, log_p_cV.sub_(log_q_cV))
+                out_4K[2, here] = log_p_cV.sub_(log_q_cV).mul_(p_cV).sum(-1)
             if visit:
                 visit(here, p_cV)
     return out_4K
@@ -259,10 +270,36 @@ def _add_product(sum_VD: Tensor, left_Vc: Tensor, right_cD: Tensor) -> None:
         sum_VD.add_(left_Vc @ right_cD)
 
 
-def _log_softmax(hidden_cD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    logits_cV = hidden_cD @ head_VD.T
-    logits_cV = logits_cV.to(_wide(logits_cV.dtype))
-    return torch.log_softmax(logits_cV.div_(temperature), dim=-1)
+def _logits(hidden_cD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+    """Over the temperature, and in float32 or wider."""
+    logits_cV = _product(hidden_cD, head_VD)
+    return logits_cV.to(_wide(logits_cV.dtype)).div_(temperature)
+
+
+def _log_softmax(logits_cV: Tensor, out_cV: Tensor) -> Tensor:
+    log_p_cV: Tensor = torch.ops.aten._log_softmax.out(logits_cV, -1, False, out=out_cV)
+    return log_p_cV
+
+
+def _product(left_cD: Tensor, right_VD: Tensor) -> Tensor:
+    """``left @ right.T``. On a CPU in float32 oneDNN's is twice as fast as MKL's for few rows.
+
+    It compiles and keeps a kernel for each number of rows: so these are rounded up.
+    """
+    if left_cD.dtype != torch.float32 or left_cD.device.type != "cpu" or not _onednn():
+        return left_cD @ right_VD.T
+    rows = len(left_cD)
+    padded_xD = functional.pad(left_cD, (0, 0, 0, -rows % ROWS))
+    product: Any = torch.ops.mkldnn._linear_pointwise
+    product_xV: Tensor = product(padded_xD, right_VD, None, "none", [], "")
+    return product_xV[:rows]
+
+
+@cache
+def _onednn() -> bool:
+    """Whether torch came with the operator, which Inductor writes into compiled models."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
