@@ -73,10 +73,7 @@ class _RMSNorm(torch.autograd.Function):
         normed: Tensor = (wide * scale).to(x.dtype)
         same = weight_D.dtype == x.dtype
         y = normed.mul_(weight_D) if same else normed * weight_D
-        # Half precision would round twice; elsewhere than on a CPU the look at w would be waited for.
-        ctx.from_y = (
-            y.dtype.itemsize >= 4 and same and y.device.type == "cpu" and _divides(weight_D)
-        )
+        ctx.from_y = same and _divides(weight_D)
         ctx.save_for_backward(y if ctx.from_y else x, weight_D, scale)
         return y
 
