@@ -11,7 +11,7 @@ from transformers import GemmaConfig, Qwen3Config
 from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
-from tpcli.policy.lean import keep_less
+from tpcli.policy.lean import keep_less, products_added
 
 GatedMLP: Any = Qwen3MLP
 GeluMLP: Any = GemmaMLP
@@ -72,6 +72,61 @@ def test_under_autocast_too(index: int) -> None:
         # A norm computes in float32 there, a product does not.
         gap = (ours.double() - own.double()).norm() / own.double().norm()
         assert gap < (1e-2 if index else 1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_mlps_gradients_are_added_to_what_is_there(autocast: bool) -> None:
+    """The same sums as when autograd adds them up; it is handed nothing, but under autocast."""
+    plain, lean = modules()[1], modules()[1]
+    keep_less(lean)
+    handed: list[Tensor | None] = []
+    lean.up_proj.weight.register_hook(handed.append)
+    x = torch.randn(2, 5, width(plain), generator=torch.Generator().manual_seed(9))
+    for passes in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            plain(x + passes).sum().backward()
+            with products_added():
+                out = lean(x + passes)
+        out.sum().backward()
+    for own, ours in zip(plain.parameters(), lean.parameters(), strict=True):
+        tolerance = 2e-2 if autocast else 1e-5
+        assert (ours.grad - own.grad).norm() < tolerance * own.grad.norm()
+    assert [grad is None for grad in handed] == [not autocast] * 2
+
+
+def test_a_projection_that_is_frozen_stays_so_where_products_are_added() -> None:
+    module = modules()[1]
+    keep_less(module)
+    module.up_proj.weight.requires_grad_(False)
+    with products_added():
+        out = module(torch.ones(1, 2, width(module)))
+    out.sum().backward()
+    assert module.up_proj.weight.grad is None
+    assert module.gate_proj.weight.grad.any()
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_norm_keeps_its_output_where_its_input_can_be_found_from_it(zero: bool) -> None:
+    """What follows keeps that anyway. Nothing can be divided by a weight of 0."""
+    module = modules()[0]
+    if zero:
+        module.weight.data[3] = 0
+    x = torch.randn(2, 5, width(module), generator=torch.Generator().manual_seed(9))
+    plain = gradients(module, x)
+    keep_less(module)
+    for own, lean in zip(plain, gradients(module, x), strict=True):
+        assert (lean - own).norm() < 1e-6 * own.norm()
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    x.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = module(x)
+    assert (x.data_ptr() in kept) == zero
+    assert (out.data_ptr() in kept) != zero
 
 
 def test_a_frozen_projection_gets_no_gradient() -> None:

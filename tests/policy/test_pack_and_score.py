@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tpcli.errors import UsageError
-from tpcli.policy import attention
+from tpcli.policy import attention, score
 from tpcli.policy.model import Policy
 from tpcli.policy.pack import pack, plan_rows
 from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
@@ -210,6 +210,24 @@ def test_a_heads_gradient_is_added_to_what_is_there(known: bool, half: bool) -> 
         found.append(weight_VD.grad)
     torch.testing.assert_close(*found)
     assert not torch.equal(found[0], torch.ones(11, 5))
+
+
+@pytest.mark.skipif(not score._onednn(), reason="torch without oneDNN's operator")
+def test_few_numbers_of_rows_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps a compiled kernel for each. The product is the same."""
+    product, rows = torch.ops.mkldnn._linear_pointwise, set()
+
+    def spy(left_xD: Tensor, *args: Any) -> Tensor:
+        rows.add(len(left_xD))
+        found: Tensor = product(left_xD, *args)
+        return found
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spy)
+    weight_VD = torch.randn(50, 24)
+    for count in range(1, 70):
+        left_cD = torch.randn(count, 24)
+        torch.testing.assert_close(score._head_product(left_cD, weight_VD), left_cD @ weight_VD.T)
+    assert rows == {32, 64, 96}
 
 
 def test_a_gradient_that_was_added_already_cannot_be_scaled() -> None:

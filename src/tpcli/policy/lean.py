@@ -1,10 +1,10 @@
 """Norms and gated MLPs that keep less for the backward pass.
 
-Of a Llama layer's activations, more than a third are intermediate results of element-wise steps,
-which are cheap to compute again. These forms keep the input of a norm and the two projections of a
-gated MLP, and compute the rest anew: the same numbers, fewer passes over memory, and longer
-micro-batches in the same room. Modules are found by the names of their parts and confirmed by
-trying one of each class.
+Of a Llama layer's activations, nearly half are intermediate results of element-wise steps, which
+are cheap to compute again. These forms keep the output of a norm, which what follows keeps anyway
+(on a CPU in float32 or wider, else its input), and the two projections of a gated MLP, and compute
+the rest anew: the same numbers, fewer passes over memory, and longer micro-batches in the same
+room. Modules are found by the names of their parts and confirmed by trying one of each class.
 
 Letters: D hidden size, I intermediate size, ... any leading dimensions.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NEARLY_0 = 1e-18
-"""Squares of what is larger are still normal numbers in float32."""
+"""A weight larger than this gives normal float32 numbers for whatever is larger than this too."""
 
 
 def keep_less(model: nn.Module) -> None:
@@ -60,10 +60,9 @@ _adding = ContextVar("adding", default=False)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = w x r with r = (mean(x^2) + eps)^-1/2; keeps r, and x or y.
+    """y = w x r with r = (mean(x^2) + eps)^-1/2; keeps r, and y or else x.
 
-    With n = x r = y / w and g = w dL/dy: dL/dx = r (g - n mean(g n)), dL/dw = sum n dL/dy. What
-    follows a norm keeps y anyway, and nothing else keeps x.
+    With n = x r = y / w and g = w dL/dy: dL/dx = r (g - n mean(g n)), dL/dw = sum n dL/dy.
     """
 
     @staticmethod
@@ -122,17 +121,19 @@ class _GatedMLP(torch.autograd.Function):
         grad_MI = grad_MD @ down_DI
         grad_up_MI = grad_MI * hidden_MI
         hidden_MI.mul_(up_MI)
-        grad_down_DI = _product(grad_MD, hidden_MI, to_down) if wanted[2] else None
+        grad_down_DI = _weight_gradient(grad_MD, hidden_MI, to_down) if wanted[2] else None
         del hidden_MI
         grad_gate_MI = grad_MI.mul_(up_MI)
         torch.ops.aten.silu_backward.grad_input(grad_gate_MI, gate_MI, grad_input=grad_gate_MI)
-        grad_gate_ID = _product(grad_gate_MI, x_MD, to_gate) if wanted[0] else None
-        grad_up_ID = _product(grad_up_MI, x_MD, to_up) if wanted[1] else None
+        grad_gate_ID = _weight_gradient(grad_gate_MI, x_MD, to_gate) if wanted[0] else None
+        grad_up_ID = _weight_gradient(grad_up_MI, x_MD, to_up) if wanted[1] else None
         grad_x_MD = (grad_gate_MI @ gate_ID).addmm_(grad_up_MI, up_ID)
         return grad_x_MD.view_as(x), grad_gate_ID, grad_up_ID, grad_down_DI, None
 
 
-def _product(left_MO: Tensor, right_MI: Tensor, add_to: nn.Parameter | None) -> Tensor | None:
+def _weight_gradient(
+    left_MO: Tensor, right_MI: Tensor, add_to: nn.Parameter | None
+) -> Tensor | None:
     """A weight's gradient, [O, I]; None where it has been added to the ``grad`` of ``add_to``."""
     if add_to is None:
         return left_MO.T @ right_MI
@@ -161,7 +162,7 @@ def _mlp(self: Any, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(kind):  # as it would cast each of them
         inputs = tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in inputs)
     # Half precision would lose what many micro-batches add.
-    add = _adding.get() and all(tensor.dtype.itemsize >= 4 for tensor in inputs)
+    add = _adding.get() and all(t.is_leaf and t.dtype.itemsize >= 4 for t in inputs[1:])
     add_to = weights if add else (None, None, None)
     out: Tensor = _GatedMLP.apply(*inputs, add_to)  # type: ignore[no-untyped-call]
     return out

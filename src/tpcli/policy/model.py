@@ -88,9 +88,10 @@ class Policy(nn.Module):
     ) -> Pass:
         """Run the lines; score the chosen tokens with gradient, and measure others without.
 
-        The head's gradient is added to its ``grad`` past autograd, which would want another tensor
-        of its size; with ``push_bT`` during this very pass. So clear gradients before it, not
-        between it and the one ``backward()``.
+        The gradients of the head and of gated MLPs are added to the weights' ``grad`` past
+        autograd, which would want another tensor of their size; with ``push_bT`` the head's during
+        this very pass. So clear gradients before it, not between it and the one ``backward()``, and
+        do not ask ``autograd.grad`` instead: for that there is ``hidden``.
 
         Args:
             chosen_bT: bool, the tokens that learn.

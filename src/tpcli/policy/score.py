@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ROWS = 32
-"""oneDNN multiplies multiples of so many rows."""
+"""oneDNN is handed a multiple of so many rows; a ``chunk`` that is none is padded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,21 +60,25 @@ class _ChunkedLogprob(torch.autograd.Function):
         grad_hidden_KD = torch.empty_like(hidden_KD)
         grad_weight_VD = _gradient_sum(weight_VD, ctx.grad_into_VD)
         with_entropy = bool(grad_entropy_K.any())
+        longest = min(ctx.chunk, len(target_K))
+        log_p_xV = entropy_K.new_empty(longest, len(head_VD))
         for here in _chunks(len(target_K), ctx.chunk):
             hidden_cD = hidden_KD[here].to(ctx.dtype)
             logits_cV = _logits(hidden_cD, head_VD, ctx.temperature)
-            log_p_cV = _log_softmax(logits_cV, torch.empty_like(logits_cV))
+            log_p_cV = _log_softmax(logits_cV, log_p_xV[: len(hidden_cD)])
             grad_cV = torch.exp(log_p_cV, out=logits_cV)
+            del logits_cV
             if with_entropy:
                 entropy_c1 = entropy_K[here, None]
-                entropic_cV = (log_p_cV + entropy_c1) * (-grad_entropy_K[here, None])
-                grad_cV *= entropic_cV - grad_logprob_K[here, None]
+                log_p_cV.add_(entropy_c1).mul_(-grad_entropy_K[here, None])
+                grad_cV *= log_p_cV.sub_(grad_logprob_K[here, None])
             else:
                 grad_cV *= -grad_logprob_K[here, None]
             grad_cV.scatter_add_(1, target_K[here, None], grad_logprob_K[here, None])
-            grad_cV = (grad_cV / ctx.temperature).to(ctx.dtype)
+            grad_cV = grad_cV.div_(ctx.temperature).to(ctx.dtype)
             grad_hidden_KD[here] = (grad_cV @ head_VD).to(grad_hidden_KD.dtype)
             _add_product(grad_weight_VD, grad_cV.T, hidden_cD)
+            del grad_cV  # before the next chunk's logits are made
         grad = None if ctx.grad_into_VD is not None else grad_weight_VD.to(weight_VD.dtype)
         return grad_hidden_KD, grad, None, None, None, None
 
@@ -250,6 +254,8 @@ def _measure(
                 log_q_cV = _log_softmax(_logits(ref_cD, ref_VD, temperature), logits_cV)
                 out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
                 out_4K[2, here] = log_p_cV.sub_(log_q_cV).mul_(p_cV).sum(-1)
+                del log_q_cV
+            del logits_cV  # before the next chunk's are made
             if visit:
                 visit(here, p_cV)
     return out_4K
@@ -272,7 +278,7 @@ def _add_product(sum_VD: Tensor, left_Vc: Tensor, right_cD: Tensor) -> None:
 
 def _logits(hidden_cD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
     """Over the temperature, and in float32 or wider."""
-    logits_cV = _product(hidden_cD, head_VD)
+    logits_cV = _head_product(hidden_cD, head_VD)
     return logits_cV.to(_wide(logits_cV.dtype)).div_(temperature)
 
 
@@ -281,7 +287,7 @@ def _log_softmax(logits_cV: Tensor, out_cV: Tensor) -> Tensor:
     return log_p_cV
 
 
-def _product(left_cD: Tensor, right_VD: Tensor) -> Tensor:
+def _head_product(left_cD: Tensor, right_VD: Tensor) -> Tensor:
     """``left @ right.T``. On a CPU in float32 oneDNN's is twice as fast as MKL's for few rows.
 
     It compiles and keeps a kernel for each number of rows: so these are rounded up.

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 
 from tpcli import errors
 from tpcli.errors import TpcliError, UsageError
@@ -51,8 +51,6 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
             mixed_precision=recipe.launch.mixed_precision,
             # The first to finish its rollouts waits for the last: that may be hours.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
-            # Ours, whatever accelerate's own configuration says: it would divide the loss again.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
         if accelerator.num_processes != recipe.launch.processes:
             raise UsageError(
