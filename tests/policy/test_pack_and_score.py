@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import random_batch, tiny_llama
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
 from tpcli.errors import UsageError
@@ -228,6 +229,36 @@ def test_few_numbers_of_rows_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> 
         left_cD = torch.randn(count, 24)
         torch.testing.assert_close(score._head_product(left_cD, weight_VD), left_cD @ weight_VD.T)
     assert rows == {32, 64, 96}
+
+
+@pytest.mark.parametrize("referred", [True, False])
+@pytest.mark.parametrize("known", [True, False], ids=["pushed", "recomputed"])
+def test_three_tensors_of_a_chunks_logits_exist_at_once(known: bool, referred: bool) -> None:
+    """Four with a reference; however many chunks there are."""
+    tokens, vocabulary, chunk = 96, 5_000, 32
+    weight_VD = torch.randn(vocabulary, 8)
+    hidden_KD = torch.randn(tokens, 8, requires_grad=True)
+    target_K = torch.arange(tokens)
+    reference = Reference(torch.randn(tokens, 8), torch.randn(vocabulary, 8)) if referred else None
+    more: Any = {"chunk": chunk, "grad_into_VD": torch.zeros_like(weight_VD)}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        if known:
+            push_K = torch.ones(tokens)
+            total, *_ = push_logprobs(
+                hidden_KD, weight_VD, target_K, push_K, reference=reference, **more
+            )
+        else:
+            logprob_K, entropy_K = logprob_and_entropy(hidden_KD, weight_VD, target_K, **more)
+            total = (logprob_K + entropy_K).sum()
+            measure(hidden_KD, weight_VD, target_K, chunk=chunk, reference=reference)
+        total.backward()  # type: ignore[no-untyped-call]
+    results: Any = seen.profiler
+    held = most = 0
+    for event in results.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    assert 2 < most / (chunk * vocabulary * 4) < (4.1 if referred else 3.1)
 
 
 def test_a_gradient_that_was_added_already_cannot_be_scaled() -> None:
