@@ -22,7 +22,6 @@ from work import Answer, Setup, Timing, Work, recipe_of
 
 from tpcli.credit.advantage import advantages
 from tpcli.optim.adamw import adamw
-from tpcli.policy import heap
 from tpcli.policy.load import pad_id
 from tpcli.policy.model import Policy
 from tpcli.recipe.schema import Recipe
@@ -33,6 +32,7 @@ from tpcli.train.loop import Parts
 from tpcli.train.method import Learned
 from tpcli.train.schedules import knobs_at
 from tpcli.train.step import Learner
+from tpcli.train.worker import settle_on_cpu
 from tpcli.types import Prompt, Rollout, TokenBatch
 
 
@@ -54,9 +54,7 @@ class ForcedEngine(TransformersEngine):
 
 def parts_of(recipe: Recipe) -> Parts:
     """What ``tpcli train`` makes of a recipe on a CPU; nothing is written."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # as the training process does
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    heap.settle()
+    settle_on_cpu()
     with tempfile.TemporaryDirectory() as folder, grader_of(recipe) as grader:
         journal = Journal(Path(folder), steps=1, writes=False)
         return build(recipe, Accelerator(cpu=True), journal, grader)[0]

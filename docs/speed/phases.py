@@ -27,6 +27,7 @@ from tpcli.rollout import transformers as engine
 from tpcli.train import collect, loop, step
 from tpcli.train.build import build, grader_of, settings
 from tpcli.train.journal import Journal
+from tpcli.train.worker import settle_on_cpu
 
 REST = "not accounted"
 EVAL, CHECKPOINT = "held-out evaluation", "checkpoint"
@@ -161,8 +162,7 @@ def profile(setup: Setup, steps: int) -> dict[str, Any]:
         parts: seconds by part, over all steps; occasions: seconds and calls of evaluation and
         checkpoint; whole: wall time of the steps, occasions left out; steps.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    settle_on_cpu()
     extra = (*setup.extra, f"train.steps={steps + 1}", f"train.save_every={steps + 1}")
     recipe = recipe_of(replace(setup, extra=extra))
     clock = Clock()

@@ -60,11 +60,8 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
                 if recipe.launch.cpu
                 else "without GPUs set launch.cpu = true as well",
             )
-        # On a CPU the deterministic kernels cost nothing, and a resumed run must repeat every bit.
         if accelerator.device.type == "cpu":
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            heap.settle()
+            settle_on_cpu()
         journal = Journal(run_dir, steps=recipe.train.steps, writes=accelerator.is_main_process)
         with grader_of(recipe, _folders(run_dir)) as grader:
             parts, data = build(recipe, accelerator, journal, grader)
@@ -86,6 +83,16 @@ def run(run_dir: Path, *, new_horizon: bool = False) -> int:
         traceback.print_exc()
         _tell(run_dir, f"{type(error).__name__}: {error}".splitlines()[0], "", errors.BUG)
         return errors.BUG
+
+
+def settle_on_cpu() -> None:
+    """What a process that trains on a CPU sets first.
+
+    The deterministic kernels cost nothing there, and a resumed run must repeat every bit.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    heap.settle()
 
 
 def _folders(run_dir: Path) -> list[Path]:
