@@ -141,7 +141,7 @@ def test_ctrl_c_twice_stops_now(bench: Bench) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=90)
     assert process.returncode == 130
     left = subprocess.run(
         ["pgrep", "-f", f"m tpcli.train {bench.run}"], capture_output=True, check=False

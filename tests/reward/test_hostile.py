@@ -35,10 +35,10 @@ def test_mathematics_survives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         first = next(name for name, v in given.items() if v.status == "timeout")
         began = time.perf_counter()
         grader.grade([ATTACKS[[*HOSTILE].index(first)]])
-        assert time.perf_counter() - began < DEADLINE + 0.5
+        assert time.perf_counter() - began < DEADLINE + 0.9  # twice would take two
         assert [v.status for v in grader.grade(HONEST)] == ["correct", "wrong"]
     assert {v.status for v in given.values()} <= ENDS
-    assert max(v.ms for v in given.values()) <= 1_000 * (DEADLINE + 0.5)
+    assert max(v.ms for v in given.values()) <= 1_000 * (DEADLINE + 0.9)
     hung = sum(v.status == "timeout" for v in given.values())
     assert 5 <= hung < len(HOSTILE) / 2
     assert seconds < (hung / WORKERS + 1) * (DEADLINE + 0.5) + 10
