@@ -181,7 +181,7 @@ def test_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str) -> No
     before = time.monotonic()
     with pytest.raises(OfflineError) as caught:
         load(bench_of(name), seed=0)
-    assert time.monotonic() - before + sum(waits) < 2
+    assert time.monotonic() - before + sum(waits) < 10
     message, called = str(caught.value), "gpqa" if name == "gpqa-diamond" else name
     assert message.startswith(f"{name} cannot be loaded: the hub cannot be reached")
     assert SHAPES[name].repository in message

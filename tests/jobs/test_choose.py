@@ -89,15 +89,15 @@ def test_an_unknown_group_gets_the_nearest(runs: Path, word: str, near: str) -> 
 
 
 def test_a_killed_run_is_dead_here_at_once_and_elsewhere_within_a_minute(runs: Path) -> None:
-    """Its last sign of life is 58 seconds old; there is no process 2**22 + 1 on Linux."""
+    """Its last sign of life is 54 seconds old; there is no process 2**22 + 1 on Linux."""
     now = time.time()
-    state = {"status": "running", "heartbeat": now - 58.0, "pid": 2**22 + 1}
+    state = {"status": "running", "heartbeat": now - 54.0, "pid": 2**22 + 1}
     add(runs, "here000", "x", 0, [], state=state | {"host": socket.gethostname()})
     add(runs, "there00", "y", 0, [], state=state | {"host": "elsewhere"})
     assert find("here000").status == "dead"
     assert find("there00").status == "running"
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 30
     while find("there00").status == "running" and time.monotonic() < limit:
         time.sleep(0.2)
-    assert time.time() - now < 5
+    assert 6 <= time.time() - now < 20
     assert find("there00").status == "dead"

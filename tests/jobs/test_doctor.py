@@ -119,4 +119,4 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         assert not doctor.answers(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10

@@ -60,7 +60,7 @@ class Desk:
 
     def type(self, runs: str, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         process = self.start(runs, *args)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
         assert process.returncode == code, f"{out}\n{err}"
         assert "Traceback" not in out + err
         return subprocess.CompletedProcess(args, code, out, err)
@@ -164,7 +164,7 @@ def test_ctrl_c_says_that_it_goes_on_and_it_does(
     process = desk.start("stopped", *slowly)
     desk.until_responses("stopped", 8, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, out + err
     assert "the same command goes on" in err
     assert "Traceback" not in err

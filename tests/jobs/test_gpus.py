@@ -182,7 +182,7 @@ def test_jobs_get_gpus_of_their_own_and_give_them_back(
         assert job is not None
         assert not job.done()
         job.kill()
-        job._process.wait(timeout=10)
+        job._process.wait(timeout=60)
         assert job.done()
     assert sweep.room(pair) == 2
 

@@ -45,7 +45,7 @@ def test_kill_9_and_the_same_command_again(bench: Bench) -> None:
     third = bench.type(*ASK)
     assert "4/4 done" in third.stdout
     assert len(bench.runs()) == 5, "nothing was trained"
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 120
     group = bench.type("compare", f"@{again['id']}.linear", f"@{again['id']}.cosine")
     assert "n=2" in group.stdout
 

@@ -114,7 +114,7 @@ def test_a_killed_worker_is_reported_and_resumes(bench: Bench, done: Bench) -> N
     process = bench.start("train", "small.toml")
     bench.until_step(1)
     subprocess.run(["pkill", "-9", "-f", f"m tpcli.train {bench.run.resolve()}"], check=True)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 4, out + err
     assert f"tpcli resume {bench.run.name}" in out
     bench.type("resume", bench.run.name)
@@ -125,7 +125,7 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(bench: Bench, done: Benc
     process = bench.start("train", "small.toml")
     bench.until_step(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, out + err
     assert f"tpcli resume {bench.run.name}" in out
     reached = metrics(bench.run)[-1]["step"]
@@ -141,7 +141,7 @@ def test_ctrl_c_twice_stops_now(bench: Bench) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=90)
+    process.communicate(timeout=240)
     assert process.returncode == 130
     left = subprocess.run(
         ["pgrep", "-f", f"m tpcli.train {bench.run}"], capture_output=True, check=False

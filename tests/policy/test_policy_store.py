@@ -21,7 +21,7 @@ def test_two_at_once_build_one(tmp_path: Path) -> None:
 
     def slow(folder: Path) -> None:
         (folder / "a").write_text("a")
-        assert waiting.wait(10)
+        assert waiting.wait(60)
         (folder / "b").write_text("b")
         built.append("first")
 

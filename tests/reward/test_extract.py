@@ -55,9 +55,9 @@ def test_an_incomplete_box_changes_nothing(content: str, rest: str) -> None:
 
 @pytest.mark.parametrize("hostile", ["\\boxed{", "{", "\\", "\\boxed", "}", "\\boxed "])
 def test_time_is_linear(hostile: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     assert last_boxed(hostile * 200_000) is None
-    assert time.perf_counter() - began < 5
+    assert time.thread_time() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_thinking_and_what_was_cut_off_count(finished: bool) -> None:
 
 @pytest.mark.parametrize("piece", ["\\boxed{", "{", "}", "\\frac", "\\sqrt", "\\text{", "1/", " ."])
 def test_time_is_linear(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     boxed_reference("\\boxed{" + piece * 100_000)
     canonical_reference((piece * 5_000)[:4_096])
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 1

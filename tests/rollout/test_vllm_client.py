@@ -47,7 +47,7 @@ def test_groups_are_reported_once_each_in_the_callers_thread(
 
     def reply(body: dict[str, Any]) -> Any:
         if body["token_ids"] == [5] and body["sampling_params"]["n"] == 2:
-            assert release.wait(10)
+            assert release.wait(60)
         return plain(body)
 
     client = client_of(fake, tmp_path)
@@ -162,30 +162,30 @@ def test_a_server_that_dies_in_mid_request(fake: FakeServer, tmp_path: Path) -> 
 
 def test_a_server_that_never_answers(fake: FakeServer, tmp_path: Path) -> None:
     client = client_of(fake, tmp_path, timeout=0.5)
-    fake.replies[GENERATE] = lambda _: time.sleep(5)
+    fake.replies[GENERATE] = lambda _: time.sleep(30)
     began = time.monotonic()
     with pytest.raises(
         RunFailedError, match=r"did not answer /inference/v1/generate within 0\.5 s"
     ):
         sample(client)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def test_a_failure_does_not_wait_for_the_other_requests(fake: FakeServer, tmp_path: Path) -> None:
-    """One prompt fails while another would take ten seconds: the error comes at once."""
+    """One prompt fails while another would take half a minute: the error comes at once."""
     client = client_of(fake, tmp_path)
 
     def reply(body: dict[str, Any]) -> Any:
         if body["token_ids"] == [5]:
             return 500
-        time.sleep(10)
+        time.sleep(30)
         return 500
 
     fake.replies[GENERATE] = reply
     began = time.monotonic()
     with pytest.raises(RunFailedError, match="answered 500"):
         sample(client)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def test_closing_ends_what_another_thread_draws(fake: FakeServer, tmp_path: Path) -> None:
@@ -194,17 +194,17 @@ def test_closing_ends_what_another_thread_draws(fake: FakeServer, tmp_path: Path
 
     def reply(body: dict[str, Any]) -> Any:
         asked.set()
-        release.wait(15)
+        release.wait(120)
         return {}
 
     client = client_of(fake, tmp_path)
     fake.replies[GENERATE] = reply
     with ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(sample, client)
-        assert asked.wait(10)
+        assert asked.wait(60)
         client.close()
         with pytest.raises(RunFailedError):
-            drawing.result(timeout=5)
+            drawing.result(timeout=60)
         release.set()
 
 

@@ -123,7 +123,7 @@ class Slow(Scripted):
     def sample(self, *args: Any, **kwargs: Any) -> list[list[Rollout]]:
         self.events.append("draw")
         if self.events.count("draw") > 1:
-            assert self.learning.wait(20), "nothing is learned while responses are drawn"
+            assert self.learning.wait(60), "nothing is learned while responses are drawn"
         found = super().sample(*args, **kwargs)
         self.events.append("drawn")
         return found

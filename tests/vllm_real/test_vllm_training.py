@@ -153,7 +153,7 @@ def test_a_server_draws_a_step_ahead_and_is_missed_when_it_dies(
     process = bench.start("train", "served.toml", "--set", "train.steps=8")
     bench.until_step(3)
     served.kill()
-    said = "".join(process.communicate(timeout=90))
+    said = "".join(process.communicate(timeout=240))
     assert process.returncode == 4, said
     assert served.url in said, said
     again = serve(bench, served.url)
