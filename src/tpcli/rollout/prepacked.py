@@ -14,24 +14,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tpcli.rollout.fused import FusedBody
+
 
 @contextmanager
-def prepacked(model: nn.Module) -> Iterator[None]:
+def prepacked(model: nn.Module, *, fused: bool = False) -> Iterator[None]:
     """Inside, the model's linear layers multiply from copies of their weights as they are now.
 
     The copies take as much memory as the weights do. Layers of other types than float32, with a
     forward of their own or not on a CPU stay as they are, and so does everything under autocast or
     where torch came without oneDNN's operators. No gradient flows through a copy.
+
+    Args:
+        fused: replace the body as a whole; only for a model that ``fuses``.
     """
-    layers = [layer for layer in model.modules() if _available() and _fits(layer)]
-    products = [_forward(layer) for layer in layers]
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
+    if _available():
+        body: Any = model.base_model if fused else None
+        if body is not None:
+            forwards[body] = FusedBody(body, _packed, _rounded)
+        inside = {*body.modules()} if fused else set()
+        for layer in model.modules():
+            if layer not in inside and _fits(layer):
+                forwards[layer] = _packed(layer.weight, layer.bias)
     try:
-        for layer, product in zip(layers, products, strict=True):
-            layer.forward = product  # type: ignore[method-assign, assignment]
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        for module in forwards:
+            vars(module).pop("forward", None)
 
 
 def _available() -> bool:
@@ -54,18 +66,19 @@ def _fits(layer: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _packed(weight_OI: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
     operators: Any = torch.ops.mkldnn
-    packed = operators._reorder_linear_weight(layer.weight.detach())
-    return partial(_product, operators._linear_pointwise, packed, layer.bias)
+    packed = operators._reorder_linear_weight(weight_OI.detach())
+    return partial(_product, operators._linear_pointwise.default, packed, bias_O)
 
 
-def _product(operator: Any, packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    x_MD = x.flatten(0, -2)
-    rows = len(x_MD)
-    x_MD = functional.pad(x_MD, (0, 0, 0, _rounded(rows) - rows))
-    out_MN: Tensor = operator(x_MD, packed, bias, "none", [], "")
-    return out_MN[:rows].view(*x.shape[:-1], out_MN.shape[-1])
+def _product(operator: Any, packed: Tensor, bias_O: Tensor | None, x: Tensor) -> Tensor:
+    x_MI = x.flatten(0, -2)
+    rows = len(x_MI)
+    if more := _rounded(rows) - rows:
+        x_MI = functional.pad(x_MI, (0, 0, 0, more))
+    out_MO: Tensor = operator(x_MI, packed, bias_O, "none", [], "")
+    return out_MO[:rows].view(*x.shape[:-1], out_MO.shape[-1])
 
 
 def _rounded(rows: int) -> int:
