@@ -14,26 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tpcli.rollout.fused import FusedBody
+from tpcli.rollout.fused import FusedBody, fuses
 
 
 @contextmanager
-def prepacked(model: nn.Module, *, fused: bool = False) -> Iterator[None]:
+def prepacked(model: nn.Module) -> Iterator[None]:
     """Inside, the model's linear layers multiply from copies of their weights as they are now.
 
     The copies take as much memory as the weights do. Layers of other types than float32, with a
     forward of their own or not on a CPU stay as they are, and so does everything under autocast or
-    where torch came without oneDNN's operators. No gradient flows through a copy.
-
-    Args:
-        fused: replace the body as a whole; only for a model that ``fuses``.
+    where torch came without oneDNN's operators. No gradient flows through a copy. A body that
+    ``fuses`` is replaced as a whole.
     """
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     if _available():
-        body: Any = model.base_model if fused else None
-        if body is not None:
+        inside: set[nn.Module] = set()
+        if fuses(model):
+            body: Any = model.base_model
             forwards[body] = FusedBody(body, _packed, _rounded)
-        inside = {*body.modules()} if fused else set()
+            inside = {*body.modules()}
         for layer in model.modules():
             if layer not in inside and _fits(layer):
                 forwards[layer] = _packed(layer.weight, layer.bias)

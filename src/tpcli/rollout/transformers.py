@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from tpcli.rollout.draw import inverse_cdf
 from tpcli.rollout.engine import Finished, Progress
-from tpcli.rollout.fused import fuses
 from tpcli.rollout.prepacked import prepacked
 from tpcli.rollout.slots import Slots
 from tpcli.rollout.streams import streams
@@ -53,7 +52,6 @@ class TransformersEngine:
         self._eos = frozenset(eos_ids)
         self._pad_id = pad_id
         self._max_rows = max_rows
-        self._fused: bool | None = None
 
     def sample(
         self,
@@ -80,9 +78,7 @@ class TransformersEngine:
         batch = _Batch(self._model, prompts, groups, max_rows=self._max_rows, pad_id=self._pad_id)
         answers: list[list[Rollout]] = [[] for _ in prompts]
         missing, total = [group_size] * len(prompts), len(prompts) * group_size
-        if self._fused is None:
-            self._fused = fuses(self._model)
-        with prepacked(self._model, fused=self._fused):
+        with prepacked(self._model):
             while any(missing):
                 if parts := self._entering(waiting, running=len(batch.rows)):
                     for part in parts:
