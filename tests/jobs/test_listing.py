@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +242,18 @@ class TestTree:
         assert sorted(found) == ["alone", "egg", "hen", "orphan", "root"]
 
 
+def best_of_three(work: Callable[[], object]) -> float:
+    """Processor time of this process, seconds."""
+    took = []
+    for _ in range(3):
+        start = time.process_time()
+        work()
+        took.append(time.process_time() - start)
+    return min(took)
+
+
 def test_ten_thousand_runs_are_listed_quickly(runs: Path) -> None:
-    """0.05 to 0.2 seconds where this was written; rows as wide as those of real runs."""
+    """In .05 to .5 of the time where this was written; rows as wide as those of real runs."""
     settings = {f"section.key{n:02d}": "value of usual length" for n in range(90)}
     metrics = {f"group/metric{n:02d}": n / 7 for n in range(50)}
     with sqlite3.connect(runs / "registry.db") as connection:
@@ -263,16 +275,21 @@ def test_ten_thousand_runs_are_listed_quickly(runs: Path) -> None:
         connection.executemany(
             f"INSERT INTO runs VALUES ({marks})", [[one[name] for name in names] for one in made]
         )
+    # The machine may be slow or busy: beside it the same rows are read whole, as no list need do.
+    with sqlite3.connect(runs / "registry.db") as connection:
+        whole = best_of_three(
+            lambda: [
+                (json.loads(settings), json.loads(metrics))
+                for settings, metrics in connection.execute("SELECT settings, metrics FROM runs")
+            ]
+        )
     for query in (
         Query(limit=20),
         Query(where=["status=finished"], sort="-reward", columns=["optim.lr"], limit=20),
         Query(where=["optim.lr>5000", "tag=ramp"], sort="-optim.lr", limit=20),
     ):
-        took = []
-        for _ in range(3):  # the machine may be busy: the best of three, of this process alone
-            start = time.process_time()
-            found = listing(query)
-            took.append(time.process_time() - start)
-        assert min(took) < 0.5
+        found = listing(query)
         assert (len(found.runs), found.total) == (20, 10_003)
+        took = best_of_three(partial(listing, query))
+        assert took < whole
     assert found.runs[0].id == "r009999"
