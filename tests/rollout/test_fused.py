@@ -26,7 +26,7 @@ from tpcli.rollout import fused as fused_module
 from tpcli.rollout import prepacked as prepacked_module
 from tpcli.rollout.fused import FusedBody, _unpacked, fuses
 from tpcli.rollout.prepacked import prepacked
-from tpcli.rollout.slots import Slots
+from tpcli.rollout.slots import Slots, hidden_states
 from tpcli.rollout.transformers import TransformersEngine
 
 oneDNN = pytest.mark.skipif(
@@ -78,6 +78,7 @@ LIKE_LLAMA = {
 
 
 @pytest.mark.parametrize("name", LIKE_LLAMA)
+@torch.inference_mode()
 def test_each_pass_gives_the_models_own_numbers(name: str) -> None:
     model = LIKE_LLAMA[name]()
     assert fuses(model)
@@ -93,28 +94,15 @@ def test_each_pass_gives_the_models_own_numbers(name: str) -> None:
             rows, width = token.shape
             position = torch.arange(column, column + width)[None]
             mask = slots.span(first, rows, column, width)
-            out.append(forward_of(forward, token, position, mask, slots))
+            out.append(hidden_states(forward, slots, token, position, mask))
         for i, columns in enumerate(([11, 7, 9, 10, 8], [12, 12, 12], [13, 3])):
             token = drawn[: len(columns), 11 + i, None]
             mask = slots.step(columns)
-            out.append(forward_of(forward, token, torch.tensor(columns)[:, None], mask, slots))
+            position = torch.tensor(columns)[:, None]
+            out.append(hidden_states(forward, slots, token, position, mask))
         found.append(out)
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-@torch.inference_mode()
-def forward_of(
-    forward: Any, token: torch.Tensor, position: torch.Tensor, mask: Any, slots: Slots
-) -> torch.Tensor:
-    out: torch.Tensor = forward(
-        input_ids=token,
-        position_ids=position,
-        attention_mask=mask,
-        past_key_values=slots,
-        use_cache=True,
-    ).last_hidden_state
-    return out
 
 
 def layer_of(model: PreTrainedModel, number: int = 1) -> Any:
@@ -147,6 +135,10 @@ def steer(model: PreTrainedModel) -> None:
     layer_of(model).mlp.__class__ = Steered
 
 
+def replace(model: PreTrainedModel) -> None:
+    layer_of(model).mlp = nn.Identity()
+
+
 def own_forward(model: PreTrainedModel) -> None:
     layer = layer_of(model)
     layer.forward = partial(type(layer).forward, layer)
@@ -167,6 +159,7 @@ CHANGES: list[Callable[[PreTrainedModel], object]] = [
     accelerate_hook,
     adapt,
     steer,
+    replace,
     own_forward,
     own_body,
     drop,

@@ -36,7 +36,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RotaryEmbedding,
 )
 
-from tpcli.rollout.slots import Slots
+from tpcli.rollout.slots import Slots, hidden_states
 
 Product = Callable[[Tensor], Tensor]
 """x_MI -> x_MI W^T + b."""
@@ -201,13 +201,13 @@ def _unchanged(body: Any) -> bool:
     if type(body) not in _PARTS:
         return False
     inside = [*body.modules()][1:]
-    activations = {layer.mlp.act_fn for layer in body.layers}
+    parts = [part for name, part in body.named_modules() if name and not name.endswith(".act_fn")]
     known = _PARTS[type(body)] | _PLAIN
     config = body.config
     return (
         {(weight.device.type, weight.dtype) for weight in body.parameters()}
         == {("cpu", torch.float32)}
-        and all(type(module) in known for module in inside if module not in activations)
+        and all(type(part) in known for part in parts)
         and not any(module._forward_hooks or module._forward_pre_hooks for module in inside)
         and "forward" not in vars(body)
         and all(_lean(vars(module)["forward"]) for module in inside if "forward" in vars(module))
@@ -242,17 +242,7 @@ def _tried(forward: Callable[..., Any], token_23: Tensor) -> list[Tensor]:
     So all kinds of passes: without a mask and with one, several tokens and one.
     """
     slots = Slots(2, 7, torch.device("cpu"))
-
-    def run(token: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
-        out: Tensor = forward(
-            input_ids=token,
-            position_ids=position,
-            attention_mask=mask,
-            past_key_values=slots,
-            use_cache=True,
-        ).last_hidden_state
-        return out
-
+    run = partial(hidden_states, forward, slots)
     return [
         run(token_23, torch.arange(3)[None], slots.span(0, 2, 0, 3)),
         run(token_23[:, :1], torch.tensor([[3], [2]]), slots.step([3, 2])),

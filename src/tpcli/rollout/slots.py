@@ -4,7 +4,7 @@ Letters: A rows of a forward pass, N new tokens a row, H key-value heads, S colu
 a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -94,3 +94,27 @@ class Slots(Cache):
         """Zeros: a column that was never written is hidden, but must not hold a NaN."""
         _, heads, _, width = states.shape
         return states.new_zeros(self._rows, heads, self._columns, width)
+
+
+def hidden_states(
+    forward: Callable[..., Any],
+    slots: Slots,
+    input_AN: Tensor,
+    position_AN: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """What a base model makes of new tokens, A x N x hidden size, once the slots know where to.
+
+    Args:
+        forward: the base model, or what stands for it.
+        position_AN: A x N or 1 x N.
+        mask: what ``span`` or ``step`` gave.
+    """
+    hidden: Tensor = forward(
+        input_ids=input_AN,
+        position_ids=position_AN,
+        attention_mask=mask,
+        past_key_values=slots,
+        use_cache=True,
+    ).last_hidden_state
+    return hidden

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from tpcli.rollout.draw import inverse_cdf
 from tpcli.rollout.engine import Finished, Progress
 from tpcli.rollout.prepacked import prepacked
-from tpcli.rollout.slots import Slots
+from tpcli.rollout.slots import Slots, hidden_states
 from tpcli.rollout.streams import streams
 from tpcli.types import Prompt, Rollout
 
@@ -250,14 +250,7 @@ class _Batch:
             r.logprobs.append(logprob)
 
     def _hidden(self, input_AW: Tensor, position_AW: Tensor, mask: Tensor | None) -> Tensor:
-        hidden_AWD: Tensor = self._model.base_model(
-            input_ids=input_AW,
-            position_ids=position_AW,
-            attention_mask=mask,
-            past_key_values=self._slots,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden_AWD
+        return hidden_states(self._model.base_model, self._slots, input_AW, position_AW, mask)
 
     def _logits(self, hidden_AD: Tensor) -> Tensor:
         head: nn.Module = self._model.get_output_embeddings()  # type: ignore[no-untyped-call]
