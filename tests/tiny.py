@@ -10,7 +10,7 @@ PAD = 0
 EOS = 1
 
 
-def tiny_llama(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
+def tiny_llama(seed: int = 0, *, tied: bool = True, kv_heads: int = 2) -> LlamaForCausalLM:
     """Two layers, grouped-query attention, sharp enough that tokens differ in probability."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -19,7 +19,7 @@ def tiny_llama(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         pad_token_id=None,

@@ -1,5 +1,6 @@
 """Packed rows, the chunked head and the exact KL against the plain, padded, full-logits form."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
 from tpcli.errors import UsageError
-from tpcli.policy import attention, score
+from tpcli.policy import attention, score, segments
 from tpcli.policy.model import Policy
 from tpcli.policy.pack import pack, plan_rows
 from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
@@ -341,24 +342,94 @@ def test_a_frozen_tied_head_gets_no_gradient() -> None:
     assert model.base_model.norm.weight.grad.count_nonzero() > 0
 
 
-def test_attention_that_is_computed_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = random_batch([5, 3, 9], [4], group_size=3)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("small", "slack", "bundles"), [(0, 1.0, 7), (150, 1.0, 4), (segments.SMALL, 1.3, 1)]
+)
+def test_all_forms_of_attention_give_the_same(
+    kv_heads: int,
+    small: int,
+    slack: float,
+    bundles: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A CPU's, and that of elsewhere with and without computing it again in the backward pass.
+
+    Query heads are folded nowhere, in some bundles of a line, and in all.
+    """
+    monkeypatch.setattr(segments, "SMALL", small)
+    monkeypatch.setattr(segments, "SLACK", slack)
+    batch = random_batch([5, 3, 9, 0, 7, 2], [4, 6], group_size=3)
     gradients, calls = [], []
-    for cheap in (0, attention.CHEAP):
+    for cpu, cheap in ((True, 0), (False, 0), (False, 10**6)):
+        monkeypatch.setattr(attention, "_has_cpu_kernels", lambda *_, cpu=cpu: cpu)
         monkeypatch.setattr(attention, "CHEAP", cheap)
-        model = tiny_llama()
-        policy = Policy(model)
-        packed = pack(plan_rows(batch, range(3), budget=100)[0], batch)
+        name = "_flash" if cpu else "_attend_anywhere"
         runs: list[int] = []
-        attend = attention._attend
-        monkeypatch.setattr(
-            attention, "_attend", lambda *a, runs=runs, f=attend: runs.append(1) or f(*a)
-        )
-        policy(packed, packed.mask_bT).logprob_bT.sum().backward()
-        monkeypatch.setattr(attention, "_attend", attend)
+        kernel = getattr(attention, name)
+        model = tiny_llama(kv_heads=kv_heads).double()
+        policy = Policy(model)
+        packed = pack(plan_rows(batch, range(6), budget=100)[0], batch)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                attention,
+                name,
+                lambda *a, runs=runs, f=kernel, **k: runs.append(1) or f(*a, **k),
+            )
+            policy(packed, packed.mask_bT).logprob_bT.sum().backward()
         calls.append(len(runs))
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         )
-    assert calls[1] == 2 * calls[0] > 0
-    torch.testing.assert_close(*gradients)
+    own, plain, again = calls
+    assert again == 2 * plain > 0
+    assert own == plain * bundles == plain * len(packed.lines[0].layout._bundles)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[1], gradients[2], rtol=0, atol=0)
+
+
+def test_values_narrower_than_queries_are_attended_to_elsewhere() -> None:
+    wide, narrow = torch.randn(5, 2, 8), torch.randn(5, 2, 4)
+    assert attention._has_cpu_kernels(wide, wide)
+    assert not attention._has_cpu_kernels(wide, narrow)
+    layout = attention.Layout([segments.Segment(0, 5)])
+    found = layout.padded(wide, wide, narrow, 0.5)
+    scores_HMM = torch.einsum("mhe,nhe->hmn", wide, wide) * 0.5
+    scores_HMM += torch.full((5, 5), -torch.inf).triu(1)
+    expected = torch.einsum("hmn,nhe->mhe", scores_HMM.softmax(-1), narrow)
+    torch.testing.assert_close(found, expected)
+
+
+def attended(
+    lies: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
+    """Attention over a prompt and a response, and the gradients of queries, keys and values."""
+    layout = attention.Layout([segments.Segment(0, 3), segments.Segment(3, 2, ((0, 3),))])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        lies(torch.randn(5, heads, 8, generator=generator).to(dtype)).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    out = layout.padded(query, key, value, 0.5)
+    return out, *torch.autograd.grad(out.square().sum(), (query, key, value))
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def head_by_head(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def test_the_gradient_does_not_ask_how_keys_lie_in_memory() -> None:
+    """Some models hand them over head by head."""
+    torch.testing.assert_close(attended(as_it_is), attended(head_by_head))
+
+
+def test_attention_in_half_precision_is_near() -> None:
+    half = attended(as_it_is, torch.bfloat16)
+    assert {x.dtype for x in half} == {torch.bfloat16}
+    torch.testing.assert_close(
+        tuple(x.float() for x in half), attended(as_it_is), rtol=0.1, atol=0.05
+    )

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlamaForCausalLM
 
 from tpcli.names import AllocationName, ObjectiveName
-from tpcli.policy import attention
+from tpcli.policy import segments
 from tpcli.train.method import Learned
 from tpcli.types import TokenBatch
 
@@ -102,8 +102,8 @@ def test_both_ways_to_the_gradient_agree() -> None:
 def test_many_bundles_are_one(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no padding allowed, segments of unlike size are attended to one by one."""
     whole, _ = taken(batch(12), micro_batch_tokens=budget)
-    monkeypatch.setattr(attention, "SMALL", 0)
-    monkeypatch.setattr(attention, "SLACK", 1.0)
+    monkeypatch.setattr(segments, "SMALL", 0)
+    monkeypatch.setattr(segments, "SLACK", 1.0)
     single, learned = taken(batch(12), micro_batch_tokens=budget)
     assert distance(single, whole) < EXACT
     assert distance(single, expected(batch(12), learned)) < EXACT

@@ -7,12 +7,11 @@ it in every layer and hands it the layout.
 
 Letters: M tokens of the line, C of the line before it (0 where there is none), S segments of a
 bundle, q and k padded queries and keys of a segment, H query heads, J key-value heads, E width of a
-head.
+head, G groups of query heads that are computed with the same keys, n rows of a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,51 +24,14 @@ from transformers.masking_utils import sdpa_mask
 
 from tpcli.errors import UsageError
 from tpcli.names import AttentionName
-from tpcli.policy import heap
+from tpcli.policy.segments import HeadBundle, HeadBundles, Segment, bundles_of, keys_of, with_heads
 
 NAME = "tpcli_segments"
 
-SMALL = 1 << 20
-"""Query-key pairs that are computed in one call whatever the padding: the call itself costs."""
-SLACK = 1.3
-"""Otherwise a bundle may be so many times larger than what it holds."""
 CHEAP = 512
 """Keys a query, padding counted, up to which attention is computed again in the backward pass: the
-padded copies then take more memory than the line itself, and next to nothing to compute."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Successive queries of a line.
-
-    Attributes:
-        start, length: of its own tokens in the line.
-        context: runs (start, length) of keys that every query of it sees, counted from the first
-            key of the line before.
-    """
-
-    start: int
-    length: int
-    context: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def keys(self) -> int:
-        """That its last query sees."""
-        return sum(length for _, length in self.context) + self.length
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Bundle:
-    """Segments of one call, padded to the longest context and the longest segment.
-
-    Attributes:
-        query_Sq, key_Sk: int64 indices into the line, and into both lines' keys.
-        bias_S1qk: 0 where the query sees the key, else -inf; None for plain causal attention.
-    """
-
-    query_Sq: Tensor
-    key_Sk: Tensor
-    bias_S1qk: Tensor | None
+padded copies then take more memory than the line itself, and next to nothing to compute. Not where
+``_LeanAttention`` is: it keeps no padded copies anyway."""
 
 
 class Layout:
@@ -91,50 +53,40 @@ class Layout:
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if kept else None
         self.calls = 0
         earlier = before.tokens if before else 0
-        self._bundles = [_bundle(part, earlier) for part in _parts(self.segments)]
+        self._bundles = bundles_of(self.segments, earlier)
         pairs = sum(b.query_Sq.numel() * b.key_Sk.shape[1] for b in self._bundles)
         self._cheap = pairs <= CHEAP * self.tokens
-        self._place_M = _places(self.segments, self._bundles)
+        self._for_heads: dict[Hashable, HeadBundles] = {}
         self._spans = _Spans.of(self.segments, earlier)
 
     def to(self, device: torch.device) -> "Layout":
-        """The same layout with its indices on ``device``; in place."""
-        self._bundles = [
-            Bundle(
-                bundle.query_Sq.to(device),
-                bundle.key_Sk.to(device),
-                None if bundle.bias_S1qk is None else bundle.bias_S1qk.to(device),
-            )
-            for bundle in self._bundles
-        ]
-        self._place_M = self._place_M.to(device)
+        """The same layout for a model on ``device``; in place. Bundles follow when asked for."""
         self._spans = self._spans.to(device)
         return self
 
     def padded(self, query_MHE: Tensor, key_JE: Tensor, value_JE: Tensor, scale: float) -> Tensor:
         """Attention bundle by bundle, [M, H, E]: torch's scaled dot product on padded segments."""
+        bundles = self._with_heads(query_MHE, key_JE)
+        inputs = (query_MHE, key_JE, value_JE, bundles, scale)
+        if _has_cpu_kernels(query_MHE, value_JE):
+            lean: Tensor = _LeanAttention.apply(*inputs)  # type: ignore[no-untyped-call]
+            return lean
         if not (self._cheap and torch.is_grad_enabled()):
-            return self._padded(query_MHE, key_JE, value_JE, scale)
+            return _attend_anywhere(*inputs)
         again: Any = checkpoint(
-            self._padded,
-            query_MHE,
-            key_JE,
-            value_JE,
-            scale,
-            use_reentrant=False,
-            preserve_rng_state=False,
+            _attend_anywhere, *inputs, use_reentrant=False, preserve_rng_state=False
         )
         attended_MHE: Tensor = again
         return attended_MHE
 
-    def _padded(self, query_MHE: Tensor, key_JE: Tensor, value_JE: Tensor, scale: float) -> Tensor:
-        out = [
-            _attend(query_MHE, key_JE, value_JE, bundle, scale).flatten(0, 1)
-            for bundle in self._bundles
-        ]
-        if len(out) == 1 and len(out[0]) == self.tokens and len(self.segments) == 1:
-            return out[0]
-        return _rows(torch.cat(out), self._place_M)
+    def _with_heads(self, query_MHE: Tensor, key_JE: Tensor) -> HeadBundles:
+        """The bundles for a model with these heads; its other layers find them made."""
+        heads, kv_heads = query_MHE.shape[1], key_JE.shape[1]
+        key = (heads, kv_heads, query_MHE.device, query_MHE.dtype)
+        if key not in self._for_heads:
+            made = with_heads(self._bundles, heads, kv_heads)
+            self._for_heads[key] = made.to(query_MHE.device, query_MHE.dtype)
+        return self._for_heads[key]
 
     def ragged(self, query_MHE: Tensor, key_JE: Tensor, value_JE: Tensor, scale: float) -> Tensor:
         """The same in one call of flash attention's variable-length form: no padding, no mask."""
@@ -143,8 +95,8 @@ class Layout:
         spans = self._spans
         out: Any = varlen_attn(
             query_MHE,
-            _rows(key_JE, spans.key_K),
-            _rows(value_JE, spans.key_K),
+            _tokens(key_JE, spans.key_K),
+            _tokens(value_JE, spans.key_K),
             spans.query_at,
             spans.key_at,
             spans.longest_query,
@@ -175,7 +127,7 @@ class _Spans:
             return torch.tensor([0, *sizes]).cumsum(0).int()
 
         return cls(
-            key_K=torch.cat([_keys(segment, earlier) for segment in segments]),
+            key_K=torch.cat([keys_of(segment, earlier) for segment in segments]),
             query_at=cumulated([segment.length for segment in segments]),
             key_at=cumulated([segment.keys for segment in segments]),
             longest_query=max(segment.length for segment in segments),
@@ -227,8 +179,6 @@ def _attention(
         )
         return out[0], None
     layout.calls += 1
-    if layout.calls % heap.LAYERS == 0 and query.device.type == "cpu" and torch.is_grad_enabled():
-        heap.trim()
     # Under autocast the rotary embedding leaves float32 behind; value has the projections' type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     query_MHE, key_JE, value_JE = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -248,101 +198,129 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _attend(
-    query_MHE: Tensor, key_JE: Tensor, value_JE: Tensor, bundle: Bundle, scale: float
-) -> Tensor:
-    """One bundle, [S, q, H, E]."""
-    (segments, queries), (_, keys) = bundle.query_Sq.shape, bundle.key_Sk.shape
-    heads, width = query_MHE.shape[1:]
-    kv_heads = key_JE.shape[1]
-    query = _rows(query_MHE, bundle.query_Sq.flatten()).view(segments, queries, heads, width)
-    key, value = (
-        _rows(x, bundle.key_Sk.flatten()).view(segments, keys, kv_heads, width)
-        for x in (key_JE, value_JE)
+class _LeanAttention(torch.autograd.Function):
+    """On a CPU; keeps queries, keys, values and results of the line, and pads them once more when
+    the gradient is formed: the kernel's forward pass is not run again.
+
+    These are the kernels that ``scaled_dot_product_attention`` chooses there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_MHE: Tensor,
+        key_JE: Tensor,
+        value_JE: Tensor,
+        bundles: HeadBundles,
+        scale: float,
+    ) -> Tensor:
+        lines = (query_MHE, key_JE, value_JE)
+        out, normalisers = [], []
+        for bundle in bundles.bundles:
+            attended, normaliser = _flash(*_padded(bundle, *lines), **_mask(bundle), scale=scale)
+            out.append(_rows_of(attended))
+            normalisers.append(normaliser)
+        out_MHE = _line(out, bundles, query_MHE.shape)
+        ctx.save_for_backward(*lines, out_MHE, *normalisers)
+        ctx.bundles, ctx.scale = bundles, scale
+        return out_MHE
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query_MHE, key_JE, value_JE, out_MHE, *normalisers = ctx.saved_tensors
+        grad_query = []
+        grad_lines = [line.new_zeros(line.shape) for line in (key_JE, value_JE)]  # contiguous
+        for bundle, normaliser in zip(ctx.bundles.bundles, normalisers, strict=True):
+            # What stands for nothing has no result, so nothing may come back for it.
+            grad = _rows(grads[0], bundle.query_n).index_fill_(0, bundle.padding_n, 0.0)
+            found = _flash_backward(
+                _heads(grad, bundle),
+                *_padded(bundle, query_MHE, key_JE, value_JE),
+                _heads(_rows(out_MHE, bundle.query_n), bundle),
+                normaliser,
+                0.0,
+                **_mask(bundle),
+                scale=ctx.scale,
+            )
+            grad_query.append(_rows_of(found[0]))
+            for line, padded in zip(grad_lines, found[1:], strict=True):
+                table = line.view(-1, line.shape[-1])
+                table += torch.ops.aten.embedding_dense_backward(
+                    _rows_of(padded), bundle.key_n, len(table), -1, False
+                )
+        return _line(grad_query, ctx.bundles, query_MHE.shape), *grad_lines, None, None
+
+
+def _has_cpu_kernels(query_MHE: Tensor, value_JE: Tensor) -> bool:
+    """Whether torch's kernels for CPUs compute this: they want values as wide as queries."""
+    same = query_MHE.device.type == "cpu" and query_MHE.shape[-1] == value_JE.shape[-1]
+    return same and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
+
+
+def _flash(*inputs: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *inputs, **options
     )
-    bias = bundle.bias_S1qk
-    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    shared = heads // kv_heads
-    if shared > 1 and bias is not None and bias.numel() <= SMALL:
-        # The query heads of a group as further queries: no copy of keys and values for each.
-        query = query.reshape(segments, kv_heads, shared * queries, width)
-        bias = bias.repeat(1, 1, shared, 1)
-    elif shared > 1:
-        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    out_SHqE = functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=None if bias is None else bias.to(query.dtype),
-        is_causal=bias is None,
-        scale=scale,
-    )
-    # Not view: kernels for CUDA lay the result out in another order.
-    return out_SHqE.reshape(segments, heads, queries, width).transpose(1, 2)
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]`` along dim 0. As an embedding: its gradient adds in a fixed order, fast."""
-    return functional.embedding(index, table.flatten(1)).view(len(index), *table.shape[1:])
-
-
-def _keys(segment: Segment, earlier: int) -> Tensor:
-    runs = (*segment.context, (earlier + segment.start, segment.length))
-    return torch.cat([torch.arange(start, start + length) for start, length in runs])
-
-
-def _parts(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Segments of like size together, so that padding stays small."""
-    found: list[list[Segment]] = []
-    for segment in sorted(segments, key=lambda s: (-s.length, -s.keys)):
-        if found and _fits([*found[-1], segment]):
-            found[-1].append(segment)
-        else:
-            found.append([segment])
     return found
 
 
-def _fits(part: Sequence[Segment]) -> bool:
-    longest = max(segment.length for segment in part)
-    context = max(segment.keys - segment.length for segment in part)
-    padded = len(part) * longest * (longest + context)
-    return padded <= max(SMALL, SLACK * sum(segment.length * segment.keys for segment in part))
+def _flash_backward(*inputs: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    operator: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    found: tuple[Tensor, Tensor, Tensor] = operator(*inputs, **options)
+    return found
 
 
-def _bundle(part: Sequence[Segment], earlier: int) -> Bundle:
-    """Contexts stand right, own tokens left of where they meet: causality is then the same."""
-    queries = max(segment.length for segment in part)
-    context = max(segment.keys - segment.length for segment in part)
-    query_Sq = torch.zeros(len(part), queries, dtype=torch.int64)
-    key_Sk = torch.zeros(len(part), context + queries, dtype=torch.int64)
-    seen_Sk = torch.zeros(key_Sk.shape, dtype=torch.bool)
-    for s, segment in enumerate(part):
-        keys = _keys(segment, earlier)
-        first = context - (len(keys) - segment.length)
-        query_Sq[s, : segment.length] = torch.arange(segment.start, segment.start + segment.length)
-        key_Sk[s, first : first + len(keys)] = keys
-        seen_Sk[s, first : first + len(keys)] = True
-    if not context and bool(seen_Sk.all()):
-        return Bundle(query_Sq, key_Sk, None)
-    causal_qk = torch.ones(queries, context + queries, dtype=torch.bool).tril(context)
-    # A padding query may see its own column: a softmax over nothing is undefined.
-    own_qk = torch.eye(queries, dtype=torch.bool)
-    own_qk = functional.pad(own_qk, (context, 0))
-    sees_Sqk = (causal_qk & seen_Sk[:, None]) | own_qk
-    bias_S1qk = torch.zeros(sees_Sqk.shape).masked_fill_(~sees_Sqk, -torch.inf)[:, None]
-    return Bundle(query_Sq, key_Sk, bias_S1qk)
+def _attend_anywhere(
+    query_MHE: Tensor, key_JE: Tensor, value_JE: Tensor, bundles: HeadBundles, scale: float
+) -> Tensor:
+    """The same by ``scaled_dot_product_attention``, anywhere; autograd keeps padded copies."""
+    out = []
+    for bundle in bundles.bundles:
+        query, key, value = _padded(bundle, query_MHE, key_JE, value_JE)
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, **_mask(bundle), scale=scale
+        )
+        out.append(_rows_of(attended))
+    return _line(out, bundles, (*query_MHE.shape[:2], value_JE.shape[-1]))
 
 
-def _places(segments: Sequence[Segment], bundles: Sequence[Bundle]) -> Tensor:
-    """Where each token of the line stands in the bundles' flattened, concatenated queries."""
-    place_M = torch.zeros(sum(segment.length for segment in segments), dtype=torch.int64)
-    sizes = [bundle.query_Sq.numel() for bundle in bundles]
-    starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-    for part, bundle, (start, _) in zip(_parts(segments), bundles, pairwise(starts), strict=True):
-        width = bundle.query_Sq.shape[1]
-        for s, segment in enumerate(part):
-            at = start + s * width
-            place_M[segment.start : segment.start + segment.length] = torch.arange(
-                at, at + segment.length
-            )
-    return place_M
+def _padded(
+    bundle: HeadBundle, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A bundle's queries, keys and values, [S, G, .., E] each."""
+    return (
+        _heads(_rows(query, bundle.query_n), bundle),
+        _heads(_rows(key, bundle.key_n), bundle),
+        _heads(_rows(value, bundle.key_n), bundle),
+    )
+
+
+def _mask(bundle: HeadBundle) -> dict[str, Any]:
+    return {"attn_mask": bundle.bias_S1qk, "is_causal": bundle.bias_S1qk is None}
+
+
+def _heads(rows_nE: Tensor, bundle: HeadBundle) -> Tensor:
+    """[S, G, .., E] of rows that stand as [S, .., G, E]."""
+    split = rows_nE.view(bundle.segments, -1, bundle.groups, rows_nE.shape[-1])
+    return split.transpose(1, 2)
+
+
+def _rows_of(heads: Tensor) -> Tensor:
+    """The inverse of ``_heads``; a view of what a CPU's kernels give."""
+    return heads.transpose(1, 2).reshape(-1, heads.shape[-1])
+
+
+def _line(rows: Sequence[Tensor], bundles: HeadBundles, shape: Sequence[int]) -> Tensor:
+    """Each token's rows, from those of all bundles one after the other."""
+    table = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    return _rows(table, bundles.place_n).view(*shape)
+
+
+def _rows(table: Tensor, index_n: Tensor) -> Tensor:
+    """Rows of E numbers. As an embedding: its gradient adds in a fixed order, fast."""
+    return functional.embedding(index_n, table.reshape(-1, table.shape[-1]))
+
+
+def _tokens(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` along dim 0, likewise."""
+    return functional.embedding(index, table.flatten(1)).view(len(index), *table.shape[1:])

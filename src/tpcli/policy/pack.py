@@ -18,7 +18,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from tpcli.policy.attention import Layout, Segment
+from tpcli.policy.attention import Layout
+from tpcli.policy.segments import Segment
 from tpcli.types import Prompt, TokenBatch
 
 
