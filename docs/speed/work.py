@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,8 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from tpcli.errors import RunFailedError
+from tpcli.jobs.supervise import environment
 from tpcli.recipe.load import load_recipe
 from tpcli.recipe.schema import Recipe
+from tpcli.recipe.sections import LaunchSection
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 3_600.0
@@ -106,6 +109,9 @@ class Answer:
     updates: list[Timing] = field(default_factory=list)
 
 
+TRAINED = ("ours", "phases")
+"""Modules that get the environment in which ``tpcli train`` starts its training process."""
+
 Serve = Callable[[Setup, Callable[[], Any], Callable[[Any], None]], None]
 """What a side's module calls ``serve``: (setup, ask for work, answer), until the work is None."""
 
@@ -118,7 +124,8 @@ class Worker:
         self._here, there = context.Pipe()
         self._process = context.Process(target=_child, args=(module, setup, there), daemon=False)
         self._name = module
-        self._process.start()
+        with _as_trained() if module in TRAINED else nullcontext():
+            self._process.start()
         there.close()
 
     def __enter__(self) -> Self:
@@ -156,6 +163,18 @@ class Worker:
                 f"{self._name}.py ended before it answered",
                 hint="its last words are above; the kernel kills without any when memory is short",
             ) from error
+
+
+@contextmanager
+def _as_trained() -> Iterator[None]:
+    """A process started inside has the environment of ``tpcli train`` on a CPU."""
+    before = dict(os.environ)
+    os.environ.update(environment(LaunchSection(cpu=True)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _child(module: str, setup: Setup, connection: Connection) -> None:
@@ -204,5 +223,5 @@ def overrides(setup: Setup) -> list[str]:
         terms = "min_terms = 7, max_terms = 7, min_digits = 1, max_digits = 1"
         settings += ["data.examples=[]", f"data.config={{ {terms} }}", 'data.system="Add"']
         # A group fits; more tokens are no faster here, and take memory.
-        settings += ["train.micro_batch_tokens=384", "train.head_chunk=64"]
+        settings += ["train.micro_batch_tokens=384", "train.head_chunk=128"]
     return [*settings, *setup.extra]

@@ -2,11 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tpcli.errors import UsageError
-from tpcli.jobs.supervise import Snapshot, _alone, _Tail, _Watch, command, newest_checkpoint
+from tpcli.jobs import supervise
+from tpcli.jobs.supervise import (
+    Snapshot,
+    _alone,
+    _Tail,
+    _Watch,
+    _worker,
+    command,
+    newest_checkpoint,
+)
+from tpcli.policy import heap
 from tpcli.recipe.sections import LaunchSection
 
 
@@ -43,6 +54,50 @@ def test_threads_are_the_users_where_he_says(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     line = command(tmp_path, LaunchSection(), new_horizon=False)
     assert line[line.index("--num_cpu_threads_per_process") + 1] == "7"
+
+
+@pytest.mark.parametrize(
+    ("driver", "cpu", "visible", "settled"),
+    [
+        (False, False, None, True),
+        (True, False, None, False),
+        (True, False, "0", False),
+        (True, False, "", True),
+        (True, True, None, True),
+    ],
+)
+def test_a_worker_on_a_cpu_is_told_how_to_treat_its_heap(
+    driver: bool,
+    cpu: bool,
+    visible: str | None,
+    settled: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a GPU may be used only if the recipe wants a CPU."""
+    started: list[dict[str, str]] = []
+
+    def start(_: list[str], *, env: dict[str, str], **__: Any) -> None:
+        started.append(env)
+        raise OSError("not started")
+
+    said = {heap.VARIABLE: "of heap"}
+    monkeypatch.delenv(heap.VARIABLE, raising=False)
+    monkeypatch.setattr(heap, "variables", lambda: said)
+    monkeypatch.setattr(supervise, "GPU_DEVICES", (tmp_path if driver else tmp_path / "none",))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("subprocess.Popen", start)
+    with (
+        pytest.raises(OSError, match="not started"),
+        _worker(tmp_path, LaunchSection(cpu=cpu), False),
+    ):
+        pass
+    (told,) = started
+    assert (told.get(heap.VARIABLE) == "of heap") == settled
+    assert told["PYTHONUNBUFFERED"] == "1"
 
 
 def test_the_tail_reads_whole_lines_and_starts_again_after_a_cut(tmp_path: Path) -> None:

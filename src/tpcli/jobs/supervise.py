@@ -26,6 +26,7 @@ from tpcli import errors
 from tpcli.errors import TpcliError, UsageError
 from tpcli.jobs.mirror import MirrorThread, tracking
 from tpcli.names import RunStatus
+from tpcli.policy import heap
 from tpcli.registry import folder
 from tpcli.registry.store import Registry
 
@@ -39,6 +40,8 @@ BARE_TICK = 1.0
 """The same where nobody watches."""
 IDLE = 500.0
 """Times as long as an update of the registry took, the next one waits."""
+GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""What stands there where a driver for GPUs is loaded: NVIDIA's, AMD's."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 MLFLOW_PATIENCE = 60.0
@@ -182,6 +185,17 @@ def command(run_dir: Path, launch: LaunchSection, *, new_horizon: bool) -> list[
     ]
 
 
+def environment(launch: LaunchSection) -> dict[str, str]:
+    """The launcher's environment: this process's own, and what training wants from its start."""
+    told = os.environ | {
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    gpu = any(device.exists() for device in GPU_DEVICES) and told.get("CUDA_VISIBLE_DEVICES") != ""
+    return told | (heap.variables() if launch.cpu or not gpu else {})
+
+
 def cores() -> int:
     """Processors this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
@@ -201,18 +215,13 @@ def _worker(
     run_dir: Path, launch: LaunchSection, new_horizon: bool
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The launcher in a session of its own: the terminal's Ctrl-C does not reach it."""
-    environment = os.environ | {
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
     with (run_dir / folder.LOG).open("ab") as log:
         worker = subprocess.Popen(
             command(run_dir, launch, new_horizon=new_horizon),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment(launch),
             start_new_session=True,
         )
     try:

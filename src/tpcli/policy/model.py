@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from tpcli.errors import UsageError
 from tpcli.names import AttentionName
-from tpcli.policy import heap
 from tpcli.policy.attention import attend_by_segments, check_used
 from tpcli.policy.lean import keep_less, products_added
 from tpcli.policy.pack import Line, Packed
@@ -108,8 +107,6 @@ class Policy(nn.Module):
                 ref_MD = reference.hidden(packed)
         with _rows_added(self.model.get_input_embeddings()), products_added():
             hidden_MD = self.hidden(packed)
-        if hidden_MD.device.type == "cpu":
-            heap.trim()
         if push_bT is not None:
             return self._push(
                 packed, hidden_MD, chosen_bT, push_bT, temperature, measured_bT, reference, ref_MD
