@@ -171,6 +171,26 @@ def _check_side(side: dict[str, Any], text: str) -> None:
     assert {"whole step", "generation", "update", "update, 20% credited"} <= set(rows)
 
 
+def test_parts_that_are_not_measured_anew_stay(speed: Any, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"side": {"origin": 1}, "curves": {"origin": 2}, "profile": {}}))
+    measure = speed("measure")
+    found = measure.with_earlier({"curves": {"origin": 3}}, path)
+    assert found == {"side": {"origin": 1}, "curves": {"origin": 3}}
+    assert measure.with_earlier({"side": {"origin": 4}}, tmp_path / "none") == {
+        "side": {"origin": 4}
+    }
+
+
+def test_a_command_without_where_the_results_went(
+    speed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ["measure.py", "--rounds", "3", "--out", "somewhere", "--parts", "side"]
+    monkeypatch.setattr(sys, "argv", told)
+    origin = speed("measure")._origin()
+    assert origin["command"] == "python docs/speed/measure.py --rounds 3 --parts side"
+
+
 def test_without_trl(speed: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """One line says what to install, before anything is measured."""
     measure = speed("measure")

@@ -1,6 +1,7 @@
 """Ours beside TRL, the update's cost by size, and where a step's time goes: make bench
 
-Writes results.json and results.md beside this file; the tables also go to stdout.
+Writes results.json and results.md beside this file; the tables also go to stdout. Parts that are
+not measured anew stay as they were.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def main() -> int:
     except TpcliError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
+    results = with_earlier(results, args.out / "results.json")
     text = report.render(results)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -104,10 +106,27 @@ def _needs(parts: Sequence[str]) -> set[str]:
 
 
 def run(parts: Sequence[str], rounds: int, *, small: bool) -> dict[str, Any]:
-    """Measure; returns what is written to results.json."""
-    began, sizes = time.perf_counter(), SMALL if small else Sizes()
-    results: dict[str, Any] = {
-        "command": shlex.join(["python", "docs/speed/measure.py", *sys.argv[1:]]),
+    """Measure; returns each part, with where its numbers come from as its "origin"."""
+    sizes = SMALL if small else Sizes()
+    results: dict[str, Any] = {}
+    for part in parts:
+        began, origin = time.perf_counter(), _origin()
+        results[part] = {
+            "side": lambda: side(sizes, rounds, small),
+            "curves": lambda: curves(sizes, small),
+            "profile": lambda: profile(sizes, small),
+        }[part]()
+        results[part]["origin"] = {**origin, "seconds": time.perf_counter() - began}
+    return results
+
+
+def _origin() -> dict[str, Any]:
+    told = sys.argv[1:]
+    if "--out" in told:  # a path of this machine, which changes no number
+        at = told.index("--out")
+        told = [*told[:at], *told[at + 2 :]]
+    return {
+        "command": shlex.join(["python", "docs/speed/measure.py", *told]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": probe.machine(),
         "versions": {
@@ -116,14 +135,13 @@ def run(parts: Sequence[str], rounds: int, *, small: bool) -> dict[str, Any]:
             if importlib.util.find_spec(name)
         },
     }
-    for part in parts:
-        results[part] = {
-            "side": lambda: side(sizes, rounds, small),
-            "curves": lambda: curves(sizes, small),
-            "profile": lambda: profile(sizes, small),
-        }[part]()
-    results["seconds"] = time.perf_counter() - began
-    return results
+
+
+def with_earlier(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The parts just measured, and those that the file has from before."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    both = {**earlier, **results}
+    return {part: both[part] for part in PARTS if "origin" in both.get(part, {})}
 
 
 def say(what: str) -> None:

@@ -16,19 +16,20 @@ PARTS = {"forward": "forward", "backward": "backward", "optimiser": "clipping an
 def render(results: Result) -> str:
     """The whole page; parts that were not run are left out."""
     sections = {"side": side, "curves": curves, "profile": profile}
-    blocks = [_head(results)]
-    blocks += [write(results[name]) for name, write in sections.items() if name in results]
+    blocks = ["# Speed, as measured"]
+    for name, write in sections.items():
+        if name in results:
+            title, _, rest = write(results[name]).partition("\n")
+            blocks += [title, _origin(results[name]["origin"]), rest.strip("\n")]
     return "\n\n".join(blocks) + "\n"
 
 
-def _head(results: Result) -> str:
-    machine = results["machine"]
-    versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
+def _origin(origin: Result) -> str:
+    machine = origin["machine"]
+    versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items())
     return "\n".join(
         (
-            "# Speed, as measured",
-            "",
-            f"`{results['command']}`, {results['date']}, {results['seconds'] / 60:.0f} minutes.  ",
+            f"`{origin['command']}`, {origin['date']}, {origin['seconds'] / 60:.0f} minutes.  ",
             f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
             f"{machine['memory_gib']:.0f} GiB; load {machine['load']} before.  ",
             f"{versions}.",
@@ -49,8 +50,9 @@ def side(found: Result) -> str:
             f"and new in each of {len(rounds)} rounds; one AdamW step. Medians; a ratio is the "
             "median of the rounds' own, with the lowest and the highest. TRL: beta = 0, no vLLM, "
             "one micro-batch, no gradient checkpointing, no bf16. Ours: no reference model, "
-            f"micro-batches of {sizes['micro_batch_tokens']} tokens. Both measure the entropy of "
-            "all tokens; TRL's generation includes its rewards, which cost nothing here.",
+            f"micro-batches of {sizes['micro_batch_tokens']} tokens, in the environment that "
+            "`tpcli train` gives its training process. Both measure the entropy of all tokens; "
+            "TRL's generation includes its rewards, which cost nothing here.",
             "",
             markdown(_side_columns(rounds)),
             "",
