@@ -223,5 +223,5 @@ def overrides(setup: Setup) -> list[str]:
         terms = "min_terms = 7, max_terms = 7, min_digits = 1, max_digits = 1"
         settings += ["data.examples=[]", f"data.config={{ {terms} }}", 'data.system="Add"']
         # A group fits; more tokens are no faster here, and take memory.
-        settings += ["train.micro_batch_tokens=384", "train.head_chunk=128"]
+        settings += ["train.micro_batch_tokens=384"]
     return [*settings, *setup.extra]

@@ -16,7 +16,13 @@ from tpcli.errors import UsageError
 from tpcli.policy import attention, score, segments
 from tpcli.policy.model import Policy
 from tpcli.policy.pack import pack, plan_rows
-from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
+from tpcli.policy.score import (
+    Reference,
+    chunk_for,
+    logprob_and_entropy,
+    measure,
+    push_logprobs,
+)
 from tpcli.types import TokenBatch
 
 TEMPERATURE = 1.3
@@ -260,6 +266,28 @@ def test_three_tensors_of_a_chunks_logits_exist_at_once(known: bool, referred: b
             held += event.nbytes()
             most = max(most, held)
     assert 2 < most / (chunk * vocabulary * 4) < (4.1 if referred else 3.1)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "device", "tokens"),
+    [
+        (1_000, "cpu", 1_024),
+        (49_152, "cpu", 128),
+        (150_000, "cpu", 32),
+        (1_000_000, "cpu", 32),
+        (151_936, "cuda", 416),
+    ],
+)
+def test_the_larger_the_vocabulary_the_fewer_tokens_at_once(
+    vocabulary: int, device: str, tokens: int
+) -> None:
+    assert chunk_for(vocabulary, device) == tokens
+
+
+def test_how_many_tokens_at_once_can_be_said() -> None:
+    model = tiny_llama()
+    assert Policy(model, head_chunk=3).head_chunk == 3
+    assert Policy(model).head_chunk == chunk_for(model.config.vocab_size, "cpu")
 
 
 def test_a_gradient_that_was_added_already_cannot_be_scaled() -> None:

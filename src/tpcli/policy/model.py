@@ -14,7 +14,13 @@ from tpcli.names import AttentionName
 from tpcli.policy.attention import attend_by_segments, check_used
 from tpcli.policy.lean import keep_less, products_added
 from tpcli.policy.pack import Line, Packed
-from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
+from tpcli.policy.score import (
+    Reference,
+    chunk_for,
+    logprob_and_entropy,
+    measure,
+    push_logprobs,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,12 +63,12 @@ class Policy(nn.Module):
         self,
         model: PreTrainedModel,
         *,
-        head_chunk: int = 256,
+        head_chunk: int | None = None,
         attention: AttentionName = "sdpa",
     ) -> None:
         super().__init__()
         self.model = model
-        self.head_chunk = head_chunk
+        self._head_chunk = head_chunk
         self._attention = attention
         _check_plain_head(model)
         attend_by_segments(model)
@@ -74,6 +80,12 @@ class Policy(nn.Module):
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert isinstance(head, nn.Linear)
         return head.weight
+
+    @property
+    def head_chunk(self) -> int:
+        """Tokens whose logits exist at once."""
+        head_VD = self.head_VD
+        return self._head_chunk or chunk_for(len(head_VD), head_VD.device.type)
 
     def forward(
         self,

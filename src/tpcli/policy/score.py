@@ -20,6 +20,18 @@ from torch.nn import functional
 
 ROWS = 32
 """oneDNN is handed a multiple of so many rows; a ``chunk`` that is none is padded."""
+MOST_ROWS = 1_024
+"""Tokens of a chunk beyond which a product of matrices gains nothing."""
+LOGITS = {"cpu": 24 * 2**20}
+"""Bytes of a chunk's float32 logits, by device. On a CPU glibc maps larger blocks anew each time."""
+LOGITS_ELSEWHERE = 256 * 2**20
+"""Some 400 tokens of 150,000 words: fewer leave a GPU waiting for the head's weights."""
+
+
+def chunk_for(vocabulary: int, device: str) -> int:
+    """Tokens whose logits exist at once where nobody says: the larger the vocabulary, the fewer."""
+    rows = LOGITS.get(device, LOGITS_ELSEWHERE) // (4 * vocabulary)
+    return min(max(rows // ROWS * ROWS, ROWS), MOST_ROWS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -350,8 +350,9 @@ class TrainSection(Section):
     detach_prefix: bool = False
     """Send no gradient through what precedes a response's first learning token. Cheaper, and
     biased: docs/speed.md has the cosine with the exact gradient."""
-    head_chunk: PositiveInt = 256
-    """Tokens whose [tokens, vocabulary] logits exist at once."""
+    head_chunk: PositiveInt | None = None
+    """Tokens whose [tokens, vocabulary] logits exist at once. None means as many as 24 MiB of
+    float32 hold on a CPU, and 256 MiB elsewhere (32 to 1,024 tokens)."""
     save_every: PositiveInt = 25
     """Steps between checkpoints; one is always written at the end."""
     keep: PositiveInt = 2

@@ -64,7 +64,7 @@ def warm_up(
     weight_decay: float,
     seed: int,
     micro_batch_tokens: int,
-    head_chunk: int,
+    head_chunk: int | None,
     progress: Progress | None = None,
 ) -> float:
     """Maximise the solutions' log-prob, in place; returns the last step's loss (nats a token).
