@@ -23,9 +23,9 @@ ROWS = 32
 MOST_ROWS = 1_024
 """Tokens of a chunk beyond which a product of matrices gains nothing."""
 LOGITS = {"cpu": 24 * 2**20}
-"""Bytes of a chunk's float32 logits, by device. On a CPU glibc maps larger blocks anew each time."""
+"""Bytes of a chunk's float32 logits, by device. On a CPU glibc maps larger ones anew each time."""
 LOGITS_ELSEWHERE = 256 * 2**20
-"""Some 400 tokens of 150,000 words: fewer leave a GPU waiting for the head's weights."""
+"""Some 400 tokens of 150,000 words: with fewer, reading the head takes longer than its product."""
 
 
 def chunk_for(vocabulary: int, device: str) -> int:
