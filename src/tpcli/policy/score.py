@@ -1,7 +1,8 @@
 """Log-probs, entropies and KL from hidden states, a chunk of tokens at a time.
 
-Letters: K scored tokens, D hidden size, V vocabulary, c tokens of a chunk. No function here holds
-more than a few [c, V] tensors: memory is flat in K.
+Letters: K scored tokens, D hidden size, V vocabulary, c tokens of a chunk, r of a block of it. No
+function here holds more than a chunk's logits (and the reference's) and a few [r, V] tensors:
+memory is flat in K.
 
     z = h W^T / temperature,  p = softmax(z)
     logprob = z[target] - logsumexp(z)
@@ -9,7 +10,7 @@ more than a few [c, V] tensors: memory is flat in K.
     KL = sum_v p_v (log p_v - log q_v)            (nats, q the reference policy)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,6 +27,8 @@ LOGITS = {"cpu": 24 * 2**20}
 """Bytes of a chunk's float32 logits, by device. On a CPU glibc maps larger ones anew each time."""
 LOGITS_ELSEWHERE = 256 * 2**20
 """Some 400 tokens of 150,000 words: with fewer, reading the head takes longer than its product."""
+BLOCKS = 8
+"""Of a chunk, one after the other: what lies between logits and probabilities stays in caches."""
 
 
 def chunk_for(vocabulary: int, device: str) -> int:
@@ -72,25 +75,24 @@ class _ChunkedLogprob(torch.autograd.Function):
         grad_hidden_KD = torch.empty_like(hidden_KD)
         grad_weight_VD = _gradient_sum(weight_VD, ctx.grad_into_VD)
         with_entropy = bool(grad_entropy_K.any())
-        longest = min(ctx.chunk, len(target_K))
-        log_p_xV = entropy_K.new_empty(longest, len(head_VD))
+        (log_p_xV,) = _scratch(1, ctx.chunk, entropy_K, len(head_VD))
         for here in _chunks(len(target_K), ctx.chunk):
             hidden_cD = hidden_KD[here].to(ctx.dtype)
-            logits_cV = _logits(hidden_cD, head_VD, ctx.temperature)
-            log_p_cV = _log_softmax(logits_cV, log_p_xV[: len(hidden_cD)])
-            grad_cV = torch.exp(log_p_cV, out=logits_cV)
-            del logits_cV
-            if with_entropy:
-                entropy_c1 = entropy_K[here, None]
-                log_p_cV.add_(entropy_c1).mul_(-grad_entropy_K[here, None])
-                grad_cV *= log_p_cV.sub_(grad_logprob_K[here, None])
-            else:
-                grad_cV *= -grad_logprob_K[here, None]
+            grad_cV = _logits(hidden_cD, head_VD, ctx.temperature)
+            for block, at in _blocks(here, len(log_p_xV)):
+                grad_rV = grad_cV[block]
+                log_p_rV = _log_softmax(grad_rV, log_p_xV[: len(grad_rV)])
+                torch.exp(log_p_rV, out=grad_rV)
+                if with_entropy:
+                    log_p_rV.add_(entropy_K[at, None]).mul_(-grad_entropy_K[at, None])
+                    grad_rV *= log_p_rV.sub_(grad_logprob_K[at, None])
+                else:
+                    grad_rV *= -grad_logprob_K[at, None]
             grad_cV.scatter_add_(1, target_K[here, None], grad_logprob_K[here, None])
             grad_cV = grad_cV.div_(ctx.temperature).to(ctx.dtype)
             grad_hidden_KD[here] = (grad_cV @ head_VD).to(grad_hidden_KD.dtype)
             _add_product(grad_weight_VD, grad_cV.T, hidden_cD)
-            del grad_cV  # before the next chunk's logits are made
+            del grad_cV, grad_rV  # before the next chunk's logits are made
         grad = None if ctx.grad_into_VD is not None else grad_weight_VD.to(weight_VD.dtype)
         return grad_hidden_KD, grad, None, None, None, None
 
@@ -248,28 +250,30 @@ def _measure(
     dtype = _matmul_dtype(hidden_KD)
     head_VD = weight_VD.to(dtype)
     out_4K = torch.zeros(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
-    # Made once: on a CPU fresh memory of this size costs as much as what is written to it.
-    longest = min(chunk, len(target_K))
-    log_p_xV, p_xV = (out_4K.new_empty(longest, len(head_VD)) for _ in range(2))
+    log_p_xV, other_xV = _scratch(2, chunk, out_4K, len(head_VD))
     # Autocast would take the sums in half precision.
     with torch.autocast(hidden_KD.device.type, enabled=False):
         for here in _chunks(len(target_K), chunk):
-            size = here.stop - here.start
-            target_c1 = target_K[here, None]
-            logits_cV = _logits(hidden_KD[here].to(dtype), head_VD, temperature)
-            log_p_cV = _log_softmax(logits_cV, log_p_xV[:size])
-            out_4K[0, here] = log_p_cV.gather(1, target_c1)[:, 0]
-            p_cV = torch.exp(log_p_cV, out=p_xV[:size])
-            out_4K[1, here] = -torch.mul(p_cV, log_p_cV, out=logits_cV).sum(-1)
+            p_cV = _logits(hidden_KD[here].to(dtype), head_VD, temperature)
             if reference:
                 ref_cD, ref_VD = reference.hidden_KD[here].to(dtype), reference.weight_VD.to(dtype)
-                log_q_cV = _log_softmax(_logits(ref_cD, ref_VD, temperature), logits_cV)
-                out_4K[3, here] = log_q_cV.gather(1, target_c1)[:, 0]
-                out_4K[2, here] = log_p_cV.sub_(log_q_cV).mul_(p_cV).sum(-1)
-                del log_q_cV
-            del logits_cV  # before the next chunk's are made
+                ref_logits_cV = _logits(ref_cD, ref_VD, temperature)
+            for block, at in _blocks(here, len(log_p_xV)):
+                p_rV, target_r1 = p_cV[block], target_K[at, None]
+                log_p_rV, other_rV = log_p_xV[: len(p_rV)], other_xV[: len(p_rV)]
+                _log_softmax(p_rV, log_p_rV)
+                torch.exp(log_p_rV, out=p_rV)
+                out_4K[0, at] = log_p_rV.gather(1, target_r1)[:, 0]
+                out_4K[1, at] = -torch.mul(p_rV, log_p_rV, out=other_rV).sum(-1)
+                if reference:
+                    log_q_rV = _log_softmax(ref_logits_cV[block], other_rV)
+                    out_4K[3, at] = log_q_rV.gather(1, target_r1)[:, 0]
+                    out_4K[2, at] = log_p_rV.sub_(log_q_rV).mul_(p_rV).sum(-1)
+            if reference:
+                del ref_logits_cV
             if visit:
                 visit(here, p_cV)
+            del p_cV, p_rV  # before the next chunk's are made
     return out_4K
 
 
@@ -329,6 +333,17 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     """What a matrix product would be computed in here: autocast's type, or the tensor's own."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _scratch(number: int, chunk: int, like: Tensor, vocabulary: int) -> list[Tensor]:
+    """Tensors of a block's size, made once: on a CPU fresh memory costs as much as writing it."""
+    return [like.new_empty(-(-chunk // BLOCKS), vocabulary) for _ in range(number)]
+
+
+def _blocks(chunk: slice, size: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of a chunk: where in it, and where among all tokens."""
+    for block in _chunks(chunk.stop - chunk.start, size):
+        yield block, slice(chunk.start + block.start, chunk.start + block.stop)
 
 
 def _chunks(total: int, size: int) -> list[slice]:

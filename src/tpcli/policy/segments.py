@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 SMALL = 1 << 20
 """Query-key pairs that are computed in one call whatever the padding: the call itself costs."""
@@ -180,12 +179,9 @@ def _bundle(part: Sequence[Segment], earlier: int) -> Bundle:
         key_Sk[s, first : first + len(keys)] = keys
         seen_Sk[s, first : first + len(keys)] = True
     parts = tuple(part)
-    if not context and bool(seen_Sk.all()):
+    if not context:  # padding keys stand behind all that is seen
         return Bundle(parts, query_Sq, key_Sk, padding_Sq, None)
     causal_qk = torch.ones(queries, context + queries, dtype=torch.bool).tril(context)
-    # A padding query may see its own column: a softmax over nothing is undefined.
-    own_qk = torch.eye(queries, dtype=torch.bool)
-    own_qk = functional.pad(own_qk, (context, 0))
-    sees_Sqk = (causal_qk & seen_Sk[:, None]) | own_qk
+    sees_Sqk = causal_qk & seen_Sk[:, None]
     bias_S1qk = torch.zeros(sees_Sqk.shape).masked_fill_(~sees_Sqk, -torch.inf)[:, None]
     return Bundle(parts, query_Sq, key_Sk, padding_Sq, bias_S1qk)
