@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,6 +107,34 @@ def test_the_tool_is_counted_between_the_first_and_the_last_step(speed: Any) -> 
     assert speed("share").between(looks) == pytest.approx(
         {"tool": 0.2, "worker": 4.0, "wall": 2.0, "steps": 2, "start": 3.5, "end": 2.0}
     )
+
+
+def test_a_training_process_that_has_ended_is_not_the_tool(speed: Any) -> None:
+    """Until it is waited for it is a zombie, without a command."""
+    count: Any = speed("share")._count
+    commands = {1: ["tpcli", "train"], 2: ["python", "-m", "tpcli.train", "runs/a"]}
+
+    class Process:
+        def __init__(self, pid: int, seconds: float) -> None:
+            self.pid, self._seconds = pid, seconds
+
+        def cmdline(self) -> list[str]:
+            return commands[self.pid]
+
+        def create_time(self) -> float:
+            return 0.0
+
+        def cpu_times(self) -> Any:
+            return SimpleNamespace(user=self._seconds, system=0.0)
+
+        def children(self) -> list["Process"]:
+            return [Process(2, 90.0)] if self.pid == 1 else []
+
+    spent: dict[tuple[int, float], tuple[float, bool]] = {}
+    count(Process(1, 3.0), spent)
+    commands[2] = []
+    count(Process(1, 4.0), spent)
+    assert spent == {(1, 0.0): (4.0, False), (2, 0.0): (90.0, True)}
 
 
 def test_forced_lengths(speed: Any) -> None:

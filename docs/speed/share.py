@@ -92,7 +92,10 @@ def _watch(process: subprocess.Popen[bytes], runs: Path) -> list[Look]:
 
 
 def _count(tool: psutil.Process, spent: dict[tuple[int, float], tuple[float, bool]]) -> None:
-    """Bring the processor seconds of every process up to date; those that ended keep theirs."""
+    """Bring the processor seconds of every process up to date; those that ended keep theirs.
+
+    Once the worker, always the worker: one that has ended has no command until it is waited for.
+    """
     try:
         tree = [(tool, False)]
         while tree:
@@ -100,8 +103,10 @@ def _count(tool: psutil.Process, spent: dict[tuple[int, float], tuple[float, boo
             command = process.cmdline()
             # The launcher names it as well, after arguments of its own.
             of_worker = of_worker or ("-m", "tpcli.train") in pairwise(command[:5])
+            key = (process.pid, process.create_time())
+            of_worker = of_worker or spent.get(key, (0.0, False))[1]
             times = process.cpu_times()
-            spent[process.pid, process.create_time()] = (times.user + times.system, of_worker)
+            spent[key] = (times.user + times.system, of_worker)
             tree += [(child, of_worker) for child in process.children()]
     except psutil.NoSuchProcess:
         return  # the next look sees the rest

@@ -250,7 +250,7 @@ def _measure(
     dtype = _matmul_dtype(hidden_KD)
     head_VD = weight_VD.to(dtype)
     out_4K = torch.zeros(4, len(target_K), dtype=_wide(dtype), device=hidden_KD.device)
-    log_p_xV, other_xV = _scratch(2, chunk, out_4K, len(head_VD))
+    log_p_xV, other_xV = _scratch(2, chunk, out_4K[0], len(head_VD))
     # Autocast would take the sums in half precision.
     with torch.autocast(hidden_KD.device.type, enabled=False):
         for here in _chunks(len(target_K), chunk):
@@ -335,9 +335,10 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _scratch(number: int, chunk: int, like: Tensor, vocabulary: int) -> list[Tensor]:
+def _scratch(number: int, chunk: int, like_K: Tensor, vocabulary: int) -> list[Tensor]:
     """Tensors of a block's size, made once: on a CPU fresh memory costs as much as writing it."""
-    return [like.new_empty(-(-chunk // BLOCKS), vocabulary) for _ in range(number)]
+    rows = min(-(-chunk // BLOCKS), len(like_K))
+    return [like_K.new_empty(rows, vocabulary) for _ in range(number)]
 
 
 def _blocks(chunk: slice, size: int) -> Iterator[tuple[slice, slice]]:
