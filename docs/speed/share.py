@@ -94,7 +94,7 @@ def _watch(process: subprocess.Popen[bytes], runs: Path) -> list[Look]:
 def _count(tool: psutil.Process, spent: dict[tuple[int, float], tuple[float, bool]]) -> None:
     """Bring the processor seconds of every process up to date; those that ended keep theirs.
 
-    Once the worker, always the worker: one that has ended has no command until it is waited for.
+    Once the worker, always the worker: a process that is ending has no command for a while.
     """
     try:
         tree = [(tool, False)]

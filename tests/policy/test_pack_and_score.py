@@ -13,16 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
 from tpcli.errors import UsageError
-from tpcli.policy import attention, score, segments
+from tpcli.policy import attention, chunk, score, segments
 from tpcli.policy.model import Policy
 from tpcli.policy.pack import pack, plan_rows
-from tpcli.policy.score import (
-    Reference,
-    chunk_for,
-    logprob_and_entropy,
-    measure,
-    push_logprobs,
-)
+from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
 from tpcli.types import TokenBatch
 
 TEMPERATURE = 1.3
@@ -112,8 +106,16 @@ def test_worked_examples_stand_once_in_a_row() -> None:
     assert [r.tokens for rows in plan_rows(apart, range(6), budget=100) for r in rows] == [14, 12]
 
 
-def test_chunked_head_against_autograd() -> None:
+def blocks_of(rows: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk's logits are worked on so many rows at a time."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(chunk, "BLOCK_BYTES", {"cpu": 4 * vocabulary * rows})
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_chunked_head_against_autograd(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and both gradients, with entropy in the loss, chunks that do not divide K."""
+    blocks_of(rows, 11, monkeypatch)
     generator = torch.Generator().manual_seed(0)
     hidden_KD = torch.randn(7, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     weight_VD = torch.randn(11, 5, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -121,23 +123,25 @@ def test_chunked_head_against_autograd() -> None:
     log_p = (hidden_KD @ weight_VD.T / 0.7).log_softmax(-1)
     plain = log_p.gather(1, target_K[:, None])[:, 0] - 2 * (log_p.exp() * log_p).sum(-1)
     expected = torch.autograd.grad(plain.square().sum(), [hidden_KD, weight_VD])
-    for chunk in (1, 3, 100):
+    for size in (1, 3, 5, 100):
         logprob_K, entropy_K = logprob_and_entropy(
-            hidden_KD, weight_VD, target_K, temperature=0.7, chunk=chunk
+            hidden_KD, weight_VD, target_K, temperature=0.7, chunk=size
         )
         got = torch.autograd.grad(
             (logprob_K + 2 * entropy_K).square().sum(), [hidden_KD, weight_VD]
         )
         for a, b in zip(got, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_kl_is_the_sum_over_the_vocabulary() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_kl_is_the_sum_over_the_vocabulary(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks_of(rows, 11, monkeypatch)
     generator = torch.Generator().manual_seed(0)
     h, w, g, u = (torch.randn(n, 5, generator=generator) for n in (7, 11, 7, 11))
     target_K = torch.randint(11, (7,), generator=generator)
     p, q = (h @ w.T).softmax(-1), (g @ u.T).softmax(-1)
-    logprob_K, entropy_K, kl_K, ref_K = measure(h, w, target_K, chunk=2, reference=Reference(g, u))
+    logprob_K, entropy_K, kl_K, ref_K = measure(h, w, target_K, chunk=5, reference=Reference(g, u))
     torch.testing.assert_close(kl_K, (p * (p / q).log()).sum(-1))
     torch.testing.assert_close(entropy_K, -(p * p.log()).sum(-1))
     torch.testing.assert_close(logprob_K, p[range(7), target_K].log())
@@ -220,7 +224,7 @@ def test_a_heads_gradient_is_added_to_what_is_there(known: bool, half: bool) -> 
     assert not torch.equal(found[0], torch.ones(11, 5))
 
 
-@pytest.mark.skipif(not score._onednn(), reason="torch without oneDNN's operator")
+@pytest.mark.skipif(not chunk._onednn(), reason="torch without oneDNN's operator")
 def test_few_numbers_of_rows_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN keeps a compiled kernel for each. The product is the same."""
     product, rows = torch.ops.mkldnn._linear_pointwise, set()
@@ -234,21 +238,24 @@ def test_few_numbers_of_rows_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> 
     weight_VD = torch.randn(50, 24)
     for count in range(1, 70):
         left_cD = torch.randn(count, 24)
-        torch.testing.assert_close(score._head_product(left_cD, weight_VD), left_cD @ weight_VD.T)
+        torch.testing.assert_close(chunk._head_product(left_cD, weight_VD), left_cD @ weight_VD.T)
     assert rows == {32, 64, 96}
 
 
-@pytest.mark.parametrize("chunk", [32, 10_000])
+@pytest.mark.parametrize("size", [32, 10_000])
 @pytest.mark.parametrize("referred", [True, False])
 @pytest.mark.parametrize("known", [True, False], ids=["pushed", "recomputed"])
-def test_a_chunks_logits_exist_once(known: bool, referred: bool, chunk: int) -> None:
+def test_a_chunks_logits_exist_once(
+    known: bool, referred: bool, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And those of the reference, and two tensors of a block; however many chunks there are."""
     tokens, vocabulary = 96, 5_000
+    blocks_of(4, vocabulary, monkeypatch)
     weight_VD = torch.randn(vocabulary, 8)
     hidden_KD = torch.randn(tokens, 8, requires_grad=True)
     target_K = torch.arange(tokens)
     reference = Reference(torch.randn(tokens, 8), torch.randn(vocabulary, 8)) if referred else None
-    more: Any = {"chunk": chunk, "grad_into_VD": torch.zeros_like(weight_VD)}
+    more: Any = {"chunk": size, "grad_into_VD": torch.zeros_like(weight_VD)}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         if known:
             push_K = torch.ones(tokens)
@@ -258,7 +265,7 @@ def test_a_chunks_logits_exist_once(known: bool, referred: bool, chunk: int) -> 
         else:
             logprob_K, entropy_K = logprob_and_entropy(hidden_KD, weight_VD, target_K, **more)
             total = (logprob_K + entropy_K).sum()
-            measure(hidden_KD, weight_VD, target_K, chunk=chunk, reference=reference)
+            measure(hidden_KD, weight_VD, target_K, chunk=size, reference=reference)
         total.backward()  # type: ignore[no-untyped-call]
     results: Any = seen.profiler
     held = most = 0
@@ -266,9 +273,9 @@ def test_a_chunks_logits_exist_once(known: bool, referred: bool, chunk: int) -> 
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    rows = min(chunk, tokens)
-    wanted = (2 if referred else 1) + 2 * min(chunk / score.BLOCKS, tokens) / rows
-    assert wanted - 0.2 < most / (rows * vocabulary * 4) < wanted + 0.1
+    size = min(size, tokens)
+    wanted = (2 if referred else 1) + 2 * 4 / size
+    assert wanted - 0.2 < most / (size * vocabulary * 4) < wanted + 0.1
 
 
 @pytest.mark.parametrize(
@@ -284,13 +291,28 @@ def test_a_chunks_logits_exist_once(known: bool, referred: bool, chunk: int) -> 
 def test_the_larger_the_vocabulary_the_fewer_tokens_at_once(
     vocabulary: int, device: str, tokens: int
 ) -> None:
-    assert chunk_for(vocabulary, device) == tokens
+    assert chunk.chunk_for(vocabulary, device) == tokens
 
 
-def test_how_many_tokens_at_once_can_be_said() -> None:
-    model = tiny_llama()
-    assert Policy(model, head_chunk=3).head_chunk == 3
-    assert Policy(model).head_chunk == chunk_for(model.config.vocab_size, "cpu")
+@pytest.mark.parametrize(("said", "tokens"), [(None, 64), (3, 3)])
+def test_how_many_tokens_at_once_can_be_said(
+    said: int | None, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk, "CHUNK_BYTES", {"cpu": 4 * 61 * 64})
+    sizes = []
+
+    def spans(total: int, size: int) -> list[slice]:
+        sizes.append(size)
+        return chunk.spans(total, size)
+
+    monkeypatch.setattr(score, "spans", spans)
+    policy, batch = Policy(tiny_llama(), head_chunk=said), random_batch([5, 3], [4], group_size=2)
+    packed = pack(plan_rows(batch, range(2), budget=100)[0], batch)
+    ones_bT = torch.ones(packed.mask_bT.shape)
+    for push_bT in (None, ones_bT):
+        policy(packed, packed.mask_bT, push_bT=push_bT, measured_bT=packed.mask_bT)
+    assert set(sizes) == {tokens}
+    assert len(sizes) == 3  # learned from, measured, and both at once
 
 
 def test_a_gradient_that_was_added_already_cannot_be_scaled() -> None:
@@ -417,6 +439,39 @@ def test_all_forms_of_attention_give_the_same(
     assert own == plain * bundles == plain * len(packed.lines[0].layout._bundles)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients[1], gradients[2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_padding_without_context_changes_nothing(
+    cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments of unequal length in one plain causal call, against one call each."""
+    monkeypatch.setattr(attention, "_has_cpu_kernels", lambda *_: cpu)
+    generator = torch.Generator().manual_seed(0)
+    lines = [torch.randn(9, h, 8, generator=generator).double() for h in (4, 2, 2)]
+    found = []
+    for lengths in ([5, 1, 3], [5], [1], [3]):
+        parts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        at = {5: 0, 1: 5, 3: 6}[lengths[0]]
+        layout = attention.Layout(
+            [segments.Segment(start, n) for start, n in zip(parts, lengths, strict=False)]
+        )
+        assert len(layout._bundles) == 1
+        assert layout._bundles[0].bias_S1qk is None
+        here = [x[at : at + sum(lengths)].clone().requires_grad_() for x in lines]
+        out = layout.padded(here[0], here[1], here[2], 0.5)
+        found.append((out, *torch.autograd.grad(out.square().sum(), here)))
+    for together, apart in zip(found[0], zip(*found[1:], strict=True), strict=True):
+        torch.testing.assert_close(together, torch.cat(apart), rtol=1e-12, atol=1e-12)
+
+
+def test_no_padded_query_sees_nothing() -> None:
+    """Its softmax would be undefined, and so would every gradient be."""
+    line = [segments.Segment(0, 4), segments.Segment(4, 1, ((0, 4),)), segments.Segment(5, 3)]
+    (bundle,) = segments.bundles_of([*line, segments.Segment(8, 6, ((0, 2), (5, 3)))], 0)
+    assert bundle.padding_Sq.any()
+    assert bundle.bias_S1qk is not None
+    assert bool((bundle.bias_S1qk == 0).any(-1).all())
 
 
 def test_values_narrower_than_queries_are_attended_to_elsewhere() -> None:

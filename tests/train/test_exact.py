@@ -15,12 +15,19 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlamaForCausalLM
 
 from tpcli.names import AllocationName, ObjectiveName
-from tpcli.policy import segments
+from tpcli.policy import chunk, segments
 from tpcli.train.method import Learned
 from tpcli.types import TokenBatch
 
 EXACT = 1e-5
 LENGTHS = [5, 1, 7, 2, 3, 6, 9, 4, 11, 8, 2, 3]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 3 tokens of a chunk, 2 and then 1 are worked on."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(chunk, "BLOCK_BYTES", {"cpu": 4 * 61 * 2})
 
 
 def batch(shared: int = 0) -> TokenBatch:

@@ -14,13 +14,7 @@ from tpcli.names import AttentionName
 from tpcli.policy.attention import attend_by_segments, check_used
 from tpcli.policy.lean import keep_less, products_added
 from tpcli.policy.pack import Line, Packed
-from tpcli.policy.score import (
-    Reference,
-    chunk_for,
-    logprob_and_entropy,
-    measure,
-    push_logprobs,
-)
+from tpcli.policy.score import Reference, logprob_and_entropy, measure, push_logprobs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +62,7 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self._head_chunk = head_chunk
+        self.head_chunk = head_chunk
         self._attention = attention
         _check_plain_head(model)
         attend_by_segments(model)
@@ -80,12 +74,6 @@ class Policy(nn.Module):
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert isinstance(head, nn.Linear)
         return head.weight
-
-    @property
-    def head_chunk(self) -> int:
-        """Tokens whose logits exist at once."""
-        head_VD = self.head_VD
-        return self._head_chunk or chunk_for(len(head_VD), head_VD.device.type)
 
     def forward(
         self,

@@ -22,7 +22,7 @@ class Segment:
     """Successive queries of a line.
 
     Attributes:
-        start, length: of its own tokens in the line.
+        start, length: of its own tokens in the line; at least one.
         context: runs (start, length) of keys that every query of it sees, counted from the first
             key of the line before.
     """
@@ -182,6 +182,7 @@ def _bundle(part: Sequence[Segment], earlier: int) -> Bundle:
     if not context:  # padding keys stand behind all that is seen
         return Bundle(parts, query_Sq, key_Sk, padding_Sq, None)
     causal_qk = torch.ones(queries, context + queries, dtype=torch.bool).tril(context)
+    # Padding queries see their segment, so that none sees nothing: its softmax would be undefined.
     sees_Sqk = causal_qk & seen_Sk[:, None]
     bias_S1qk = torch.zeros(sees_Sqk.shape).masked_fill_(~sees_Sqk, -torch.inf)[:, None]
     return Bundle(parts, query_Sq, key_Sk, padding_Sq, bias_S1qk)
