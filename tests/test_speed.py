@@ -110,7 +110,7 @@ def test_the_tool_is_counted_between_the_first_and_the_last_step(speed: Any) -> 
 
 
 def test_a_training_process_that_has_ended_is_not_the_tool(speed: Any) -> None:
-    """Until it is waited for it is a zombie, without a command."""
+    """While it ends it has no command."""
     count: Any = speed("share")._count
     commands = {1: ["tpcli", "train"], 2: ["python", "-m", "tpcli.train", "runs/a"]}
 
